@@ -1,0 +1,1 @@
+"""Optional parts of aegir-stream, one extra per role."""
