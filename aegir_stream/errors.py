@@ -51,6 +51,18 @@ class SinkClosedError(AegirError, RuntimeError):
     """Something was written to a sink after it was closed."""
 
 
+class WriteLostError(AegirError, OSError):
+    """A write failed and records were lost.
+
+    Attributes:
+        records_lost: how many.
+    """
+
+    def __init__(self, message: str, *, records_lost: int, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.records_lost = records_lost
+
+
 class LayerError(AegirError, ValueError):
     """A layer index or count does not fit the model."""
 

@@ -7,7 +7,9 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from msgspec import Struct
 
-__all__ = ["Clock", "EventBatch", "Sealed", "Sink", "View"]
+from aegir_stream.events import Gap, Note
+
+__all__ = ["Append", "Clock", "EventBatch", "Sealed", "Sink", "View"]
 
 State = TypeVar("State")
 
@@ -44,15 +46,29 @@ class EventBatch(Protocol):
     """
 
     @property
-    def stream(self) -> str: ...
+    def stream(self) -> str:
+        """Name of the stream."""
+        ...
+
     @property
-    def records(self) -> int: ...
+    def records(self) -> int:
+        """Number of events."""
+        ...
+
     @property
-    def size_bytes(self) -> int: ...
+    def size_bytes(self) -> int:
+        """Memory held while queued, bytes."""
+        ...
+
     @property
-    def step(self) -> int | None: ...
+    def step(self) -> int | None:
+        """Optimizer step, if all events share one."""
+        ...
+
     @property
-    def pass_(self) -> str | None: ...
+    def pass_(self) -> str | None:
+        """Forward pass, if all events share one."""
+        ...
 
     def encode(self) -> bytes:
         r"""Return the events as JSON lines, each ended by ``\n``; `records` lines."""
@@ -61,6 +77,24 @@ class EventBatch(Protocol):
     def release(self) -> None:
         """Give back what the batch holds (buffers of a pool); called exactly once, last."""
         ...
+
+
+class Append(Struct, frozen=True, kw_only=True):
+    """Encoded events of one stream, appended together: what a sink writes.
+
+    Attributes:
+        stream: name of the stream.
+        data: `records` JSON lines.
+        records: number of events.
+        step: optimizer step of all of them, if they have one in common.
+        pass_: forward pass of all of them, if they have one in common.
+    """
+
+    stream: str
+    data: bytes
+    records: int
+    step: int | None = None
+    pass_: str | None = None
 
 
 class Sealed(Struct, frozen=True, kw_only=True):
@@ -77,25 +111,47 @@ class Sealed(Struct, frozen=True, kw_only=True):
 class Sink(Protocol):
     """Where events go.
 
-    Order: batches appear in the order in which `write` was awaited. Loss: a `write` that raises may
-    have kept a prefix of its batch, whole lines only; nothing else is lost silently. Duplicates:
-    none. Thread safety: none, one task owns a sink. Cancellation: `write` and `seal` are all or
-    nothing with regard to it where the sink's backend allows, else at whole lines.
+    Order: events arrive in the order in which `write` was awaited. Loss: a `write` that raises may
+    have kept a prefix, whole lines only; nothing else is lost silently. Duplicates: none. Thread
+    safety: none, one task owns a sink. Blocking: a sink may block the loop it runs on, so give it
+    one of its own where that matters (the recorder does).
     """
 
-    async def write(self, batch: EventBatch) -> None:
-        """Append a batch.
+    async def open(self) -> None:
+        """Make the sink ready; awaited once before anything else, again after it has failed.
+
+        Raises:
+            OSError: the backend cannot be reached or written.
+        """
+        ...
+
+    async def write(self, append: Append) -> None:
+        """Append encoded events.
 
         Raises:
             SinkClosedError: after `aclose`.
-            OSError: the backend failed; the sink stays usable.
+            OSError: the backend failed; the sink stays usable. `WriteLostError` says how many
+                records were lost.
+        """
+        ...
+
+    async def mark(self, event: Gap | Note, *, stream: str) -> None:
+        """Put a control event between the data of a stream.
+
+        Raises:
+            SinkClosedError: after `aclose`.
+            OSError: the backend failed.
         """
         ...
 
     async def seal(self, *, checkpoint: str, step: int) -> Sealed | None:
-        """Mark a checkpoint: later batches belong to what comes after it.
+        """Mark a checkpoint: later events belong to what comes after it.
 
         Returns `None` from sinks that have no segments.
+
+        Raises:
+            SinkClosedError: after `aclose`.
+            OSError: the backend failed; what remains to be done is done before the next write.
         """
         ...
 
@@ -120,7 +176,9 @@ class View(Protocol[State]):
     """
 
     @property
-    def streams(self) -> tuple[str, ...]: ...
+    def streams(self) -> tuple[str, ...]:
+        """Names of the streams whose events the view wants."""
+        ...
 
     def initial(self) -> State:
         """Return the state before any event."""

@@ -1,0 +1,145 @@
+r"""Bytes to events and back. Pure.
+
+A line is one JSON object, UTF-8, ended by exactly one ``\n``. Two rules go beyond what JSON gives:
+
+* non-finite floats are the strings ``"NaN"``, ``"Infinity"``, ``"-Infinity"``: JSON has no spelling
+  for them, and `null` could not be told from a missing value;
+* U+2028, U+2029 and U+0085 are escaped, since many tools split lines at them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeVar
+
+import msgspec
+
+from aegir_stream.errors import MalformedEventError
+from aegir_stream.events import Batch, Close, Control, Gap, Note, Open, Seal
+
+__all__ = [
+    "CONTROL_PREFIX",
+    "RecordHead",
+    "decode",
+    "decode_control",
+    "encode",
+    "head",
+    "is_control",
+]
+
+T = TypeVar("T")
+
+CONTROL_PREFIX = b'{"$log":'
+"""How every control line begins, and no data line does."""
+
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_LINE_BREAKS = (
+    (b"\xe2\x80\xa8", rb"\u2028"),
+    (b"\xe2\x80\xa9", rb"\u2029"),
+    (b"\xc2\x85", rb"\u0085"),
+)
+
+_encoder = msgspec.json.Encoder()
+_control_decoder: msgspec.json.Decoder[Control] = msgspec.json.Decoder(
+    Open | Batch | Gap | Note | Seal | Close
+)
+
+
+class RecordHead(msgspec.Struct, frozen=True, kw_only=True):
+    """The scalars of a data line that readers route and filter by; the rest is skipped unread."""
+
+    step: int | None = None
+    layer_index: int | None = None
+
+
+_head_decoder = msgspec.json.Decoder(RecordHead)
+
+
+def encode(event: msgspec.Struct) -> bytes:
+    r"""Return the event as one JSON line, ``\n`` included."""
+    line = _encoder.encode(event)
+    if b"null" in line:
+        # msgspec writes non-finite floats as null; absent fields are left out, so this is rare.
+        line = _encoder.encode(_spell_non_finite(msgspec.to_builtins(event)))
+    for raw, escaped in _LINE_BREAKS:
+        if raw in line:
+            line = line.replace(raw, escaped)
+    return line + b"\n"
+
+
+def decode(line: bytes, kind: type[T]) -> T:
+    """Return the event of type `kind` that a data line holds.
+
+    Raises:
+        MalformedEventError: the line is no JSON object of that shape.
+    """
+    try:
+        return msgspec.json.decode(line, type=kind)
+    except msgspec.ValidationError:
+        return _decode_non_finite(line, kind)
+    except msgspec.DecodeError as error:
+        raise MalformedEventError(f"Expected a JSON object, got {line[:60]!r}: {error}") from error
+
+
+def is_control(line: bytes) -> bool:
+    """Tell a control line from a data line."""
+    return line.startswith(CONTROL_PREFIX)
+
+
+def decode_control(line: bytes) -> Control | None:
+    """Return the control event of a line, or `None` if its kind is unknown or it is damaged.
+
+    Kinds that a later version may add are skipped, not errors.
+    """
+    try:
+        return _control_decoder.decode(line)
+    except msgspec.MsgspecError:
+        return None
+
+
+def head(line: bytes) -> RecordHead:
+    """Return the routing scalars of a data line; the whole line is checked to be valid JSON.
+
+    Raises:
+        MalformedEventError: the line is no JSON object.
+    """
+    try:
+        return _head_decoder.decode(line)
+    except msgspec.MsgspecError as error:
+        raise MalformedEventError(f"Expected a JSON object, got {line[:60]!r}: {error}") from error
+
+
+def _spell_non_finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, dict):
+        return {key: _spell_non_finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_spell_non_finite(item) for item in value]
+    return value
+
+
+def _decode_non_finite(line: bytes, kind: type[T]) -> T:
+    fields = msgspec.json.decode(line)
+    try:
+        return msgspec.convert(_revive(fields, kind), kind)
+    except msgspec.ValidationError as error:
+        raise MalformedEventError(f"{error} - in {line[:60]!r}") from error
+
+
+def _revive(fields: Any, kind: type) -> Any:
+    """Turn the three spellings back into floats, in the fields that can hold a float."""
+    if not isinstance(fields, dict):
+        return fields
+    numeric = {f.encode_name for f in msgspec.structs.fields(kind) if "float" in str(f.type)}
+    return {key: _as_floats(value) if key in numeric else value for key, value in fields.items()}
+
+
+def _as_floats(value: Any) -> Any:
+    if isinstance(value, str):
+        return _NON_FINITE.get(value, value)
+    if isinstance(value, dict):
+        return {key: _as_floats(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_as_floats(item) for item in value]
+    return value

@@ -1,0 +1,196 @@
+"""Every system call on a log, in one place.
+
+Writer, tail and layout touch the disk through this seam only, so that a simulated file system can
+stand in for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+__all__ = ["AppendHandle", "Disk", "Reading"]
+
+_NO_LINKS = {errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS}
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
+
+
+class Reading(NamedTuple):
+    """One look at a file: its size and inode at that moment, and the bytes asked for."""
+
+    size: int
+    inode: tuple[int, int]
+    head: bytes
+    data: bytes
+
+
+class AppendHandle:
+    """An open file that only grows. One thread owns it."""
+
+    def __init__(self, path: Path, *, exclusive: bool = False) -> None:
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        self._fd: int | None = os.open(path, flags | (os.O_EXCL if exclusive else 0), 0o644)
+        self.path = path
+
+    @property
+    def fd(self) -> int:
+        """Return the descriptor.
+
+        Raises:
+            ValueError: the handle is closed.
+        """
+        if self._fd is None:
+            raise ValueError(f"{self.path} is closed")
+        return self._fd
+
+    def lock(self) -> bool:
+        """Take the file's exclusive lock without waiting; `False` if another writer holds it.
+
+        A file system without locks counts as locked: the lane names keep writers apart there.
+        """
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+        return True
+
+    def write(self, data: memoryview | bytes) -> int:
+        """Append what the file system takes of `data`; return the number of bytes."""
+        return os.write(self.fd, data)
+
+    def size(self) -> int:
+        """Return the size in bytes."""
+        return os.fstat(self.fd).st_size
+
+    def inode(self) -> tuple[int, int]:
+        """Return (device, inode)."""
+        status = os.fstat(self.fd)
+        return status.st_dev, status.st_ino
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return up to `size` bytes from `offset`."""
+        return os.pread(self.fd, size, offset)
+
+    def sync(self) -> None:
+        """Return when what was written is on the medium."""
+        os.fdatasync(self.fd)
+
+    def close(self) -> None:
+        """Close the descriptor, and with it the lock. Idempotent."""
+        if self._fd is not None:
+            fd, self._fd = self._fd, None
+            os.close(fd)
+
+
+class Disk:
+    """The file system of the machine."""
+
+    def append(self, path: Path, *, exclusive: bool = False) -> AppendHandle:
+        """Open `path` for appending; with `exclusive` it must not exist."""
+        return AppendHandle(path, exclusive=exclusive)
+
+    def read(self, path: Path, *, offset: int, size: int, head: int = 0) -> Reading:
+        """Look at a file once: open, fstat, pread, close.
+
+        No descriptor outlives the call: a reader that holds one inside a checkpoint directory makes
+        its removal fail on network file systems. `head` bytes from the start are read as well.
+
+        Raises:
+            OSError: as the system calls do (`FileNotFoundError`, ...).
+        """
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            status = os.fstat(fd)
+            first = os.pread(fd, head, 0) if head else b""
+            data = os.pread(fd, size, offset) if size and status.st_size > offset else b""
+        finally:
+            os.close(fd)
+        return Reading(status.st_size, (status.st_dev, status.st_ino), first, data)
+
+    def names(self, directory: Path) -> list[str]:
+        """Return the names in a directory, sorted; none if it does not exist."""
+        try:
+            return sorted(entry.name for entry in os.scandir(directory))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def exists(self, path: Path) -> bool:
+        """Tell whether something stands at `path`."""
+        return path.exists()
+
+    def make_directory(self, path: Path) -> None:
+        """Create a directory and its parents; nothing happens if it exists."""
+        path.mkdir(parents=True, exist_ok=True)
+
+    def remove(self, path: Path) -> None:
+        """Remove a file; nothing happens if it does not exist."""
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+
+    def replace(self, source: Path, target: Path) -> None:
+        """Rename `source` over `target`, atomically."""
+        source.replace(target)
+
+    def share(self, source: Path, target: Path) -> None:
+        """Make `target` name the content of `source`, atomically replacing what stood there.
+
+        A hard link where the file system has them, else a copy that is synced before it is renamed.
+        """
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        self.remove(temporary)
+        try:
+            os.link(source, temporary)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            self._copy(source, temporary)
+        self.replace(temporary, target)
+        # Renaming one link of a file over another link of the same file leaves both in place.
+        self.remove(temporary)
+
+    def write(self, path: Path, content: bytes) -> None:
+        """Replace a small file atomically: a reader sees the old content or the new."""
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        self.replace(temporary, path)
+
+    def create(self, path: Path, content: bytes) -> bool:
+        """Create a small file whole, unless it exists; tell whether this call made it."""
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+        temporary.write_bytes(content)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            return self._create_in_place(path, content)
+        finally:
+            self.remove(temporary)
+        return True
+
+    def _create_in_place(self, path: Path, content: bytes) -> bool:
+        try:
+            with path.open("xb") as file:
+                file.write(content)
+        except FileExistsError:
+            return False
+        return True
+
+    def _copy(self, source: Path, target: Path) -> None:
+        with source.open("rb") as reader, target.open("wb") as writer:
+            shutil.copyfileobj(reader, writer)
+            writer.flush()
+            os.fsync(writer.fileno())
