@@ -15,13 +15,24 @@ from typing import Any, TypeVar
 import msgspec
 
 from aegir_stream.errors import MalformedEventError
-from aegir_stream.events import Batch, Close, Control, Gap, Note, Open, Seal
+from aegir_stream.events import (
+    Batch,
+    Close,
+    Control,
+    Gap,
+    Note,
+    Open,
+    Progress,
+    SAELogRecord,
+    Seal,
+)
 
 __all__ = [
     "CONTROL_PREFIX",
     "RecordHead",
     "decode",
     "decode_control",
+    "decode_opening",
     "encode",
     "head",
     "is_control",
@@ -48,11 +59,24 @@ _control_decoder: msgspec.json.Decoder[Control] = msgspec.json.Decoder(
 class RecordHead(msgspec.Struct, frozen=True, kw_only=True):
     """The scalars of a data line that readers route and filter by; the rest is skipped unread."""
 
-    step: int | None = None
+    step: int
     layer_index: int | None = None
 
 
-_head_decoder = msgspec.json.Decoder(RecordHead)
+class _SAEHead(RecordHead, frozen=True, kw_only=True):
+    layer_index: int
+    token_index: int
+
+
+class _ProgressHead(RecordHead, frozen=True, kw_only=True, rename={"step": "iter"}):
+    """An iteration is the step of a job that is not a trainer."""
+
+
+_heads: dict[type, msgspec.json.Decoder[RecordHead]] = {
+    SAELogRecord: msgspec.json.Decoder(_SAEHead),
+    Progress: msgspec.json.Decoder(_ProgressHead),
+}
+_any_head = msgspec.json.Decoder(RecordHead)
 
 
 def encode(event: msgspec.Struct) -> bytes:
@@ -97,16 +121,24 @@ def decode_control(line: bytes) -> Control | None:
         return None
 
 
-def head(line: bytes) -> RecordHead:
+def decode_opening(head: bytes) -> Open | None:
+    """Return the `Open` line that a file's first bytes begin with, or `None`."""
+    line, newline, _ = head.partition(b"\n")
+    event = decode_control(line) if newline else None
+    return event if isinstance(event, Open) else None
+
+
+def head(line: bytes, kind: type) -> RecordHead:
     """Return the routing scalars of a data line; the whole line is checked to be valid JSON.
 
     Raises:
-        MalformedEventError: the line is no JSON object.
+        MalformedEventError: the line is no JSON object, or lacks what every event of type `kind`
+            has.
     """
     try:
-        return _head_decoder.decode(line)
+        return _heads.get(kind, _any_head).decode(line)
     except msgspec.MsgspecError as error:
-        raise MalformedEventError(f"Expected a JSON object, got {line[:60]!r}: {error}") from error
+        raise MalformedEventError(f"{error} - in {line[:60]!r}") from error
 
 
 def _spell_non_finite(value: Any) -> Any:

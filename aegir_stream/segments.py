@@ -16,6 +16,8 @@ from aegir_stream import codec
 from aegir_stream.disk import AppendHandle
 from aegir_stream.events import SCHEMA, Close, Open, Seal
 from aegir_stream.layout import STREAMS, RunDirectory, lane_name
+from aegir_stream.lineage import read_header
+from aegir_stream.tail import end_of_last_line
 from aegir_stream.typing import Sealed
 from aegir_stream.writer import SegmentWriter
 
@@ -153,7 +155,7 @@ class SegmentChain:
     def _number_after(self, header: Open | None) -> None:
         history = self._run.history(self.lane)
         if header is None and history:
-            header = _header(self._run, history[-1].path)
+            header = read_header(self._run, history[-1].path)
         last = max([header.segment if header else 0, *(file.segment for file in history)])
         self.segment = last + 1
         self.attempt = header.attempt + 1 if header else 1
@@ -166,7 +168,7 @@ class SegmentChain:
     def _set_aside(self, left: AppendHandle) -> tuple[Open | None, int]:
         """Move what an earlier attempt left to `history/`; return its header and torn bytes."""
         torn = _end_torn_line(left)
-        header = _open_line(left.read(0, _HEAD_BYTES))
+        header = codec.decode_opening(left.read(0, _HEAD_BYTES))
         last = codec.decode_control(_last_line(left))
         if not isinstance(last, Seal | Close) and self._author.control_lines:
             left.write(codec.encode(Close(status="abandoned")))
@@ -276,34 +278,13 @@ def _opening(author: Authorship, *, stream: str, lane: str) -> Open:
 def _end_torn_line(handle: AppendHandle) -> int:
     """End an unfinished last line with a newline; return how long it was."""
     size = handle.size()
-    torn = size - _end_of_last_line(handle, size)
+    torn = size - end_of_last_line(handle.read, size)
     if torn:
         handle.write(b"\n")
     return torn
-
-
-def _end_of_last_line(handle: AppendHandle, size: int) -> int:
-    end = size
-    while end > 0:
-        start = max(0, end - _LOOK_BACK_BYTES)
-        newline = handle.read(start, end - start).rfind(b"\n")
-        if newline >= 0:
-            return start + newline + 1
-        end = start
-    return 0
 
 
 def _last_line(handle: AppendHandle) -> bytes:
     size = handle.size()
     tail = handle.read(max(0, size - _LOOK_BACK_BYTES), _LOOK_BACK_BYTES)
     return tail[:-1].rpartition(b"\n")[2]
-
-
-def _header(run: RunDirectory, path: Path) -> Open | None:
-    return _open_line(run.disk.read(path, offset=0, size=_HEAD_BYTES).data)
-
-
-def _open_line(head: bytes) -> Open | None:
-    line, newline, _ = head.partition(b"\n")
-    event = codec.decode_control(line) if newline else None
-    return event if isinstance(event, Open) else None
