@@ -71,6 +71,8 @@ class _SAEHead(RecordHead, frozen=True, kw_only=True):
 class _ProgressHead(RecordHead, frozen=True, kw_only=True, rename={"step": "iter"}):
     """An iteration is the step of a job that is not a trainer."""
 
+    step: int
+
 
 _heads: dict[type, msgspec.json.Decoder[RecordHead]] = {
     SAELogRecord: msgspec.json.Decoder(_SAEHead),
@@ -152,26 +154,27 @@ def _spell_non_finite(value: Any) -> Any:
 
 
 def _decode_non_finite(line: bytes, kind: type[T]) -> T:
-    fields = msgspec.json.decode(line)
+    fields = _revive(msgspec.json.decode(line), msgspec.inspect.type_info(kind))
     try:
-        return msgspec.convert(_revive(fields, kind), kind)
+        return msgspec.convert(fields, kind)
     except msgspec.ValidationError as error:
         raise MalformedEventError(f"{error} - in {line[:60]!r}") from error
 
 
-def _revive(fields: Any, kind: type) -> Any:
-    """Turn the three spellings back into floats, in the fields that can hold a float."""
-    if not isinstance(fields, dict):
-        return fields
-    numeric = {f.encode_name for f in msgspec.structs.fields(kind) if "float" in str(f.type)}
-    return {key: _as_floats(value) if key in numeric else value for key, value in fields.items()}
-
-
-def _as_floats(value: Any) -> Any:
-    if isinstance(value, str):
-        return _NON_FINITE.get(value, value)
-    if isinstance(value, dict):
-        return {key: _as_floats(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_as_floats(item) for item in value]
+def _revive(value: Any, kind: msgspec.inspect.Type) -> Any:
+    """Turn the three spellings back into floats, wherever `kind` has a float."""
+    match kind, value:
+        case msgspec.inspect.FloatType(), str():
+            return _NON_FINITE.get(value, value)
+        case msgspec.inspect.StructType(fields=fields), dict():
+            kinds = {field.encode_name: field.type for field in fields}
+            return {k: _revive(v, kinds[k]) if k in kinds else v for k, v in value.items()}
+        case msgspec.inspect.DictType(value_type=item), dict():
+            return {k: _revive(v, item) for k, v in value.items()}
+        case msgspec.inspect.VarTupleType(item_type=item), list():
+            return [_revive(v, item) for v in value]
+        case msgspec.inspect.UnionType(types=types), _:
+            # The unions of our events are of one type and None.
+            some = (t for t in types if not isinstance(t, msgspec.inspect.NoneType))
+            return _revive(value, next(some))
     return value

@@ -69,7 +69,8 @@ class Lineage(msgspec.Struct, frozen=True):
 def survey(run: RunDirectory, *, stream: str, lane: str) -> Lineage:
     """Look up the segments of a lane: closed ones, and the live tail.
 
-    A stream that is not sealed is one growing segment. Where `history/` is missing, the checkpoints' snapshots stand in for it.
+    A stream that is not sealed is one growing segment. Where `history/` is missing, the
+    checkpoints' snapshots stand in for it.
     """
     live = run.live(stream, lane)
     if not STREAMS[stream].sealed:
