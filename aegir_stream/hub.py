@@ -109,13 +109,15 @@ class Hub(Generic[T]):
         subscription = _Subscription(self._open_source(after, start), self._render)
         try:
             while True:
-                async for block in subscription.catch_up(await self._goal()):
-                    yield block
+                async with aclosing(subscription.catch_up(await self._goal())) as blocks:
+                    async for block in blocks:
+                        yield block
                 if not subscription.arrived:
                     await self._next_news()
                     continue
-                async for block in self._ride(subscription):
-                    yield block
+                async with aclosing(self._ride(subscription)) as blocks:
+                    async for block in blocks:
+                        yield block
                 # Fell out of the ring: read the file from where the ring was left.
                 self._catch_ups += 1
                 source = self._open_source(subscription.place.text(), start)

@@ -23,6 +23,7 @@ import msgspec
 
 from aegir_stream import codec
 from aegir_stream.clock import SystemClock
+from aegir_stream.errors import WriteLostError
 from aegir_stream.events import DataEvent, Gap, Note
 from aegir_stream.typing import Append, Clock, EventBatch, Sealed, Sink
 
@@ -135,7 +136,7 @@ class Recorder:
         self._queue: deque[EventBatch | _Command] = deque()
         self._queued_bytes = 0
         self._changed = threading.Condition()
-        self._refused: Counter[str] = Counter()
+        self._unreported: Counter[tuple[str, str]] = Counter()
         self._totals = RecorderStatistics()
         self._wake: Callable[[], None] = lambda: None
         self._thread: threading.Thread | None = None
@@ -240,9 +241,7 @@ class Recorder:
         return held == 0 or held + batch.size_bytes <= self._queue_bytes
 
     def _refuse(self, batch: EventBatch) -> None:
-        with self._changed:
-            self._refused[batch.stream] += batch.records
-            self._add(records_dropped=batch.records)
+        self._lose(batch, "queue full")
         batch.release()
 
     def _command(
@@ -304,9 +303,8 @@ class Recorder:
         """Write a batch or run a command; tell whether it was the last."""
         if isinstance(item, _Command):
             return await self._obey(item)
-        with self._shielded():
+        with self._shielded(item):
             await self._ready()
-        with self._shielded(lost=item.records):
             await self._write(item)
         with self._shielded():
             item.release()
@@ -324,17 +322,18 @@ class Recorder:
         if not self._open:
             await self._sink.open()
             self._open = True
-        for stream in tuple(self._refused):
-            await self._report_refused(stream)
+        while self._unreported:
+            await self._report_loss()
 
-    async def _report_refused(self, stream: str) -> None:
+    async def _report_loss(self) -> None:
+        """Have a loss of the recorder's own written into the log."""
         with self._changed:
-            records = self._refused.pop(stream)
+            (stream, reason), records = self._unreported.popitem()
         try:
-            await self._sink.mark(Gap(records=records, reason="queue full"), stream=stream)
+            await self._sink.mark(Gap(records=records, reason=reason), stream=stream)
         except OSError:
             with self._changed:
-                self._refused[stream] += records
+                self._unreported[stream, reason] += records
             raise
 
     async def _write(self, batch: EventBatch) -> None:
@@ -351,37 +350,49 @@ class Recorder:
             )
         )
         written = self._clock.monotonic()
-        with self._changed:
-            self._add(
-                records_written=batch.records,
-                batches=1,
-                bytes_written=len(data),
-                encode_ms=1e3 * (encoded - started),
-                write_ms=1e3 * (written - encoded),
-            )
+        self._add(
+            records_written=batch.records,
+            batches=1,
+            bytes_written=len(data),
+            encode_ms=1e3 * (encoded - started),
+            write_ms=1e3 * (written - encoded),
+        )
 
     # -- failures ----------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _shielded(self, *, lost: int = 0) -> Iterator[None]:
-        """Keep what fails inside from the caller; count it, and the records lost with it."""
+    def _shielded(self, batch: EventBatch | None = None) -> Iterator[None]:
+        """Keep what fails inside from the caller; count it, and the records of `batch` as lost."""
         try:
             yield
         except Exception as error:  # noqa: BLE001 - the one boundary to the training loop
-            self._account(error, lost=getattr(error, "records_lost", lost), of=lost)
-
-    def _account(self, error: Exception, *, lost: int, of: int) -> None:
-        with self._changed:
-            first = self._totals.errors == 0
-            self._add(errors=1, records_dropped=lost, records_written=of - lost)
             last_error = f"{type(error).__name__}: {error}"
+            self._count_error(last_error)
+            if isinstance(error, WriteLostError) and batch:
+                # The sink wrote a part and reports the rest by itself.
+                kept, lost = batch.records - error.records_lost, error.records_lost
+                self._add(records_written=kept, records_dropped=lost)
+            elif batch:
+                self._lose(batch, last_error)
+
+    def _lose(self, batch: EventBatch, reason: str) -> None:
+        """Count a batch as lost, to be told in the log as soon as that is possible."""
+        with self._changed:
+            self._unreported[batch.stream, reason] += batch.records
+            self._add(records_dropped=batch.records)
+
+    def _count_error(self, last_error: str) -> None:
+        first = self.statistics().errors == 0
+        self._add(errors=1)
+        with self._changed:
             self._totals = msgspec.structs.replace(self._totals, last_error=last_error)
         if first:
             _logger.warning("Recording failed; training goes on. %s", last_error)
 
     def _add(self, **counts: float) -> None:
-        fields = {name: getattr(self._totals, name) + count for name, count in counts.items()}
-        self._totals = msgspec.structs.replace(self._totals, **fields)
+        with self._changed:
+            fields = {name: getattr(self._totals, name) + n for name, n in counts.items()}
+            self._totals = msgspec.structs.replace(self._totals, **fields)
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, action: Callable[[], None]) -> None:

@@ -1,0 +1,289 @@
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from aegir_stream import codec
+from aegir_stream.events import Gap, Note, SAELogRecord
+from aegir_stream.layout import RunDirectory
+from aegir_stream.recorder import Events, Recorder
+from aegir_stream.sinks import JournalSink, MemorySink
+from aegir_stream.source import RunSource
+from aegir_stream.testing import make_record
+from aegir_stream.typing import Append
+from core.runs import drain, records_in
+
+
+def batch(*, size: int = 1, step: int = 1) -> Events:
+    """Return a batch of records."""
+    records = tuple(make_record(step=step, token=token) for token in range(size))
+    return Events("sae_features", records, step=step)
+
+
+class GatedSink(MemorySink):
+    """A sink that a test holds up: writes wait until `gate` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+        self.reached = threading.Event()
+
+    async def write(self, append: Append) -> None:
+        """Wait for the gate, then keep the append."""
+        self.reached.set()
+        assert self.gate.wait(20)
+        await super().write(append)
+
+
+class BrokenSink(MemorySink):
+    """A sink whose disk is full until `mended`."""
+
+    mended = False
+
+    async def write(self, append: Append) -> None:
+        """Fail, or keep the append."""
+        if not self.mended:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        await super().write(append)
+
+
+class WeepingBatch(Events, frozen=True):
+    """A batch that cannot be encoded."""
+
+    def encode(self) -> bytes:
+        """Fail."""
+        raise RuntimeError("cannot encode")
+
+
+def held_up(sink: GatedSink, recorder: Recorder) -> None:
+    """Return when the recorder's thread is stuck in the sink, its queue empty."""
+    recorder.emit(batch(step=0))
+    assert sink.reached.wait(20)
+
+
+def test_what_is_emitted_is_written_in_order() -> None:
+    """Batches reach the sink in the order of emit, and closing writes what is queued."""
+    sink = MemorySink()
+    recorder = Recorder(sink)
+    for step in range(100):
+        assert recorder.emit(batch(step=step))
+    assert recorder.close()
+
+    steps = [codec.decode(line, SAELogRecord).step for line in sink.lines("sae_features")]
+    assert steps == list(range(100))
+    assert sink.status == "finished"
+    assert recorder.statistics().records_written == 100
+
+
+def test_flush_returns_when_the_sink_has_everything() -> None:
+    """After a flush every batch emitted before it is in the sink."""
+    sink = MemorySink()
+    recorder = Recorder(sink)
+    for step in range(20):
+        recorder.emit(batch(step=step))
+
+    assert recorder.flush()
+    assert len(sink.appends) == 20
+    recorder.close()
+
+
+def test_a_failing_sink_never_reaches_the_caller(caplog: pytest.LogCaptureFixture) -> None:
+    """Errors are counted with the records they cost, and logged once."""
+    recorder = Recorder(BrokenSink())
+    with caplog.at_level(logging.WARNING, logger="aegir_stream"):
+        for step in range(5):
+            assert recorder.emit(batch(step=step, size=2))
+        recorder.flush()
+    recorder.close()
+
+    statistics = recorder.statistics()
+    assert (statistics.errors, statistics.records_dropped) == (5, 10)
+    assert "No space left on device" in (statistics.last_error or "")
+    assert len(caplog.records) == 1
+
+
+def test_a_batch_that_cannot_be_encoded_costs_only_itself() -> None:
+    """The batches around it are written."""
+    sink = MemorySink()
+    recorder = Recorder(sink)
+    recorder.emit(batch(step=1))
+    recorder.emit(WeepingBatch("sae_features", (make_record(),)))
+    recorder.emit(batch(step=2))
+    recorder.close()
+
+    assert len(sink.appends) == 2
+    statistics = recorder.statistics()
+    assert (statistics.errors, statistics.records_dropped, statistics.records_written) == (1, 1, 2)
+
+
+def test_shield_returns_the_result_or_none() -> None:
+    """Code of ours in a training loop is called behind the shield."""
+    recorder = Recorder(MemorySink())
+
+    assert recorder.shield(lambda x: x + 1, 2) == 3
+    assert recorder.shield(lambda: 1 / 0) is None
+    assert recorder.statistics().last_error == "ZeroDivisionError: division by zero"
+    recorder.close()
+
+
+def test_a_full_queue_refuses_the_newest() -> None:
+    """`drop_newest` keeps what is queued; the loss becomes a gap once writing works again."""
+    sink = GatedSink()
+    recorder = Recorder(sink, queue_bytes=3 * 1024, overflow="drop_newest")
+    held_up(sink, recorder)
+    admitted = [recorder.emit(batch(step=step)) for step in range(1, 6)]
+    sink.gate.set()
+    recorder.close()
+
+    assert admitted == [True, True, True, False, False]
+    assert [append.step for append in sink.appends] == [0, 1, 2, 3]
+    assert sink.marks == [("sae_features", Gap(records=2, reason="queue full"))]
+    assert recorder.statistics().records_dropped == 2
+
+
+def test_a_full_queue_drops_the_oldest() -> None:
+    """`drop_oldest` makes room for what is new."""
+    sink = GatedSink()
+    recorder = Recorder(sink, queue_bytes=3 * 1024, overflow="drop_oldest")
+    held_up(sink, recorder)
+    admitted = [recorder.emit(batch(step=step)) for step in range(1, 6)]
+    sink.gate.set()
+    recorder.close()
+
+    assert all(admitted)
+    assert [append.step for append in sink.appends] == [0, 3, 4, 5]
+    assert recorder.statistics().records_dropped == 2
+
+
+def test_blocking_waits_no_longer_than_its_deadline() -> None:
+    """`block` waits for room until its deadline, then refuses."""
+    sink = GatedSink()
+    recorder = Recorder(sink, queue_bytes=1024, overflow="block", block_s=0.01)
+    held_up(sink, recorder)
+
+    assert recorder.emit(batch(step=1))
+    assert not recorder.emit(batch(step=2))
+    sink.gate.set()
+    recorder.close()
+    assert [append.step for append in sink.appends] == [0, 1]
+
+
+def test_a_batch_larger_than_the_queue_is_taken_when_it_is_empty() -> None:
+    """The bound never makes a single large step impossible."""
+    sink = MemorySink()
+    recorder = Recorder(sink, queue_bytes=10)
+
+    assert recorder.emit(batch(size=5))
+    recorder.close()
+    assert len(sink.lines("sae_features")) == 5
+
+
+def test_closing_a_stuck_sink_returns() -> None:
+    """`close` gives up after its timeout and says so; the process is never hung."""
+    sink = GatedSink()
+    recorder = Recorder(sink)
+    held_up(sink, recorder)
+
+    assert not recorder.close(timeout_s=0.01)
+    assert recorder.seal(checkpoint="checkpoint-1", step=1) is None
+    sink.gate.set()
+
+
+def test_a_closed_recorder_refuses_quietly() -> None:
+    """Emitting after the end does nothing, and closing twice is fine."""
+    sink = MemorySink()
+    recorder = Recorder(sink)
+    recorder.close()
+
+    assert not recorder.emit(batch())
+    assert recorder.close()
+    assert sink.appends == []
+
+
+def test_notes_stand_between_the_batches() -> None:
+    """A note reaches its stream in order."""
+    sink = MemorySink()
+    recorder = Recorder(sink)
+    recorder.note("self_test", {"passes": ["loss"]})
+    recorder.close()
+
+    assert sink.marks == [("sae_features", Note(kind="self_test", detail={"passes": ["loss"]}))]
+
+
+def test_a_seal_holds_everything_emitted_before(tmp_path: Path) -> None:
+    """Sealing writes what is queued first; what comes later is in the live tail."""
+    run = RunDirectory.at(tmp_path)
+    recorder = Recorder(JournalSink(run))
+    recorder.emit(batch(step=1, size=4))
+    sealed = recorder.seal(checkpoint="checkpoint-1", step=1)
+    recorder.emit(batch(step=2, size=2))
+    recorder.close()
+
+    assert sealed is not None
+    assert sealed.records == 4
+    assert len(records_in(drain(RunSource(run)))) == 2
+    assert recorder.statistics().errors == 0
+
+
+def test_an_output_directory_that_cannot_be_made_is_survived(tmp_path: Path) -> None:
+    """A run without a usable directory trains on; the error names the directory and the remedy."""
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    recorder = Recorder(JournalSink(RunDirectory.at(blocked / "run")))
+    recorder.emit(batch(size=3))
+    recorder.close()
+
+    statistics = recorder.statistics()
+    assert statistics.records_dropped == 3
+    assert statistics.errors >= 1
+
+
+def test_a_run_whose_directory_appears_is_recorded_from_then_on(tmp_path: Path) -> None:
+    """Opening is tried again with every batch, and what was lost before is told."""
+    blocked = tmp_path / "run"
+    blocked.write_text("in the way")
+    run = RunDirectory.at(blocked)
+    recorder = Recorder(JournalSink(run))
+    recorder.emit(batch(step=1, size=3))
+    recorder.flush()
+    blocked.unlink()
+    recorder.emit(batch(step=2, size=2))
+    recorder.close()
+
+    deliveries = drain(RunSource(run, start="start"))
+    assert [record.step for record in records_in(deliveries)] == [2, 2]
+    assert [d.records for d in deliveries if isinstance(d, Gap)] == [3]
+
+
+def test_a_forked_child_records_nothing(tmp_path: Path) -> None:
+    """In a forked child the recorder is a no-op: no line twice, no hang at exit."""
+    program = (
+        "import os, sys\n"
+        "from aegir_stream import Events, JournalSink, Recorder, RunDirectory\n"
+        "from aegir_stream.testing import make_record\n"
+        "recorder = Recorder(JournalSink(RunDirectory.at(sys.argv[1])))\n"
+        "recorder.emit(Events('sae_features', (make_record(),)))\n"
+        "recorder.flush()\n"
+        "pid = os.fork()\n"
+        "if pid == 0:\n"
+        "    assert not recorder.emit(Events('sae_features', (make_record(),)))\n"
+        "    assert not recorder.flush()\n"
+        "    assert recorder.close()\n"
+        "    sys.exit(7)\n"
+        "assert os.waitpid(pid, 0)[1] == 7 << 8\n"
+        "recorder.emit(Events('sae_features', (make_record(),)))\n"
+    )
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program, str(tmp_path)]
+    subprocess.run(command, check=True, timeout=60, env=os.environ)
+
+    run = RunDirectory.at(tmp_path)
+    assert len(records_in(drain(RunSource(run)))) == 2
+    last = run.live("sae_features").read_bytes().splitlines()[-1]
+    assert b'"stopped"' in last
