@@ -112,7 +112,7 @@ class RunDirectory:
         if not self.root.is_dir():
             raise RunNotFoundError(
                 f"Expected a run directory, got `{self.root}`, which does not exist",
-                hint="Name the trainer's output_dir (--output-dir or AEGIR_P5_OUTPUT_DIR)",
+                hint="Name the trainer's output_dir, as an argument or in AEGIR_P5_OUTPUT_DIR",
             )
         try:
             next(self.root.iterdir(), None)

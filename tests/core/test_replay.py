@@ -123,7 +123,7 @@ def test_until_folds_up_to_a_step_or_checkpoint(tmp_path: Path) -> None:
 
 def test_a_missing_run_is_named(tmp_path: Path) -> None:
     """The error names the directory and what to do."""
-    with pytest.raises(RunNotFoundError, match=r"nowhere.*--output-dir"):
+    with pytest.raises(RunNotFoundError, match=r"nowhere.*AEGIR_P5_OUTPUT_DIR"):
         replay(RunDirectory.at(tmp_path / "nowhere"), HeatmapView())
 
 

@@ -1,0 +1,50 @@
+"""The commands put together, and what becomes of their errors."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from aegir_adapters.cli.demo import demo
+from aegir_adapters.cli.inspect import inspect
+from aegir_adapters.cli.replay import replay
+from aegir_adapters.cli.runs import runs
+from aegir_adapters.cli.serve import serve
+from aegir_adapters.cli.tail import tail
+from aegir_adapters.cli.version import version
+from aegir_stream.errors import AegirError
+
+__all__ = ["app", "main"]
+
+FAILED = 1
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="aegir",
+    help="The flight recorder for post-training runs: watch, replay and inspect what a run wrote.",
+    epilog=(
+        "Start with: aegir demo. Exit codes: 0 done, 1 failed (one line says why and what to do), "
+        "2 wrong command line, 130 interrupted."
+    ),
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+for command in (demo, serve, tail, replay, runs, inspect, version):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command that the arguments name."""
+    try:
+        app()
+    except AegirError as error:
+        typer.secho(f"aegir: {error}", err=True, fg=typer.colors.RED)
+        sys.exit(FAILED)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # `aegir tail | head`: the reader has what it wanted. Python would complain about the
+        # unflushed rest at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

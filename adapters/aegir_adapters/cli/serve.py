@@ -1,0 +1,55 @@
+"""`aegir serve`: the page, the API and the record stream of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from aegir_adapters.cli.arguments import DEFAULT_RUN
+from aegir_adapters.cli.extras import require
+from aegir_stream.config import OUTPUT_DIR_VARIABLE
+
+__all__ = ["serve"]
+
+DEFAULT_PORT = 8091
+
+
+def serve(
+    *,
+    run: Annotated[
+        Path | None, typer.Argument(help="The run directory; the same as --output-dir.")
+    ] = None,
+    output_dir: Annotated[
+        Path, typer.Option(envvar=OUTPUT_DIR_VARIABLE, help="The run directory; it may come later.")
+    ] = DEFAULT_RUN,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(envvar="AEGIR_GATEWAY_PORT", help="Port to listen on; 0 for a free one.")
+    ] = DEFAULT_PORT,
+    allow_public: Annotated[
+        bool,
+        typer.Option(
+            "--allow-public", help="Listen where other machines can reach it; no passwords."
+        ),
+    ] = False,
+) -> None:
+    """Serve a run: the page, the table of checkpoints, the record stream.
+
+    Example: aegir serve runs/demo-1 --port 8091
+
+    Then: curl -N http://127.0.0.1:8091/api/p5/sae/stream
+    """
+    require("starlette", "uvicorn", "bokeh", "jinja2", extra="web")
+    from aegir_adapters import web  # noqa: PLC0415 - needs the extra
+
+    directory = run or output_dir
+    app = (
+        web.create_app(directory, allowed_hosts=("*",))
+        if allow_public
+        else web.create_app(directory)
+    )
+    server = web.serve(app, host=host, port=port, allow_public=allow_public)
+    typer.echo(f"{directory} is at {server.address} (Ctrl-C ends it)")
+    server.run()
