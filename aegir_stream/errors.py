@@ -39,6 +39,14 @@ class CursorError(AegirError, ValueError):
         self.verdict = verdict
 
 
+class StepError(AegirError, ValueError):
+    """What should name a step or a checkpoint names neither."""
+
+
+class RunExistsError(AegirError, FileExistsError):
+    """A fresh run was asked for in a directory that holds something already."""
+
+
 class RunNotFoundError(AegirError, FileNotFoundError):
     """The directory named as a run does not exist or holds no log."""
 

@@ -16,7 +16,7 @@ from aegir_stream import codec
 from aegir_stream.chunk import Chunk
 from aegir_stream.clock import SystemClock
 from aegir_stream.cursor import Cursor
-from aegir_stream.errors import MalformedEventError
+from aegir_stream.errors import MalformedEventError, StepError
 from aegir_stream.events import Corrupt, Progress, Rewound, SourceSwitch
 from aegir_stream.layout import STREAMS, RunDirectory
 from aegir_stream.pacing import Pacer
@@ -66,7 +66,7 @@ def replay(
     Raises:
         RunNotFoundError: there is no such directory.
         UnreadableRunError: it may not be read.
-        ValueError: `until` is neither a step nor the name of a checkpoint.
+        StepError: `until` is neither a step nor the name of a checkpoint.
     """
     last = _last_step(until)
     fold = _Fold(run.require(), view, after=after, attempts=attempts, last_step=last)
@@ -247,5 +247,8 @@ def _last_step(until: int | str | None) -> int | None:
         return until
     digits = until.removeprefix("checkpoint-")
     if not digits.isdigit():
-        raise ValueError(f"Expected a step or the name of a checkpoint, got `{until}`")
+        raise StepError(
+            f"Expected a step or the name of a checkpoint, got `{until}`",
+            hint="Write, for example, 40 or checkpoint-40",
+        )
     return int(digits)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aegir_stream import codec
-from aegir_stream.errors import RunNotFoundError
+from aegir_stream.errors import RunNotFoundError, StepError
 from aegir_stream.events import Completion, GRPOMetrics, Progress
 from aegir_stream.layout import RunDirectory
 from aegir_stream.replay import Replayed, follow, read_events, replay
@@ -117,7 +117,7 @@ def test_until_folds_up_to_a_step_or_checkpoint(tmp_path: Path) -> None:
     by_name = replay(life.run, HeatmapView(), until="checkpoint-2")
 
     assert by_step.state == by_name.state == folded(HeatmapView(), life.surviving[:6])
-    with pytest.raises(ValueError, match="checkpoint"):
+    with pytest.raises(StepError, match="yesterday"):
         replay(life.run, HeatmapView(), until="yesterday")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from aegir_stream.errors import AegirError, UnreadableRunError
+from aegir_stream.errors import RunExistsError, UnreadableRunError
 
 RUNS = Path("runs")
 """Where demo runs go unless a directory is named."""
@@ -54,7 +54,7 @@ def make_run_dir(output_dir: Path | None, *, runs: Path = RUNS) -> Path:
     """Create the run directory: the one that was named, else the next free `demo-N` in `runs`.
 
     Raises:
-        AegirError: the directory that was named holds something already.
+        RunExistsError: the directory that was named holds something already.
         UnreadableRunError: it cannot be created or read.
     """
     try:
@@ -69,7 +69,7 @@ def make_run_dir(output_dir: Path | None, *, runs: Path = RUNS) -> Path:
 def _empty(output_dir: Path) -> Path:
     output_dir.mkdir(parents=True, exist_ok=True)
     if any(output_dir.iterdir()):
-        raise AegirError(
+        raise RunExistsError(
             f"The output directory `{output_dir}` is not empty",
             hint="Name another one with --output-dir, or delete it",
         )

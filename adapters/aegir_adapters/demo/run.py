@@ -21,7 +21,7 @@ def run_demo(options: DemoOptions, reporter: Reporter) -> DemoSummary:
     interrupted (`KeyboardInterrupt` ends the serving, not the caller).
 
     Raises:
-        AegirError: the output directory that was named is not empty.
+        RunExistsError: the output directory that was named is not empty.
         UnreadableRunError: it cannot be created or read.
         MissingExtraError: a library that the demo needs is not installed.
     """

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from aegir_adapters.demo.options import make_run_dir
-from aegir_stream.errors import AegirError, UnreadableRunError
+from aegir_stream.errors import RunExistsError, UnreadableRunError
 
 
 def test_runs_are_numbered(tmp_path: Path) -> None:
@@ -25,7 +25,7 @@ def test_a_named_directory_is_created(tmp_path: Path) -> None:
 def test_a_used_directory_is_refused(tmp_path: Path) -> None:
     """A run never mixes with files that were there before it."""
     (tmp_path / "checkpoint-20").mkdir()
-    with pytest.raises(AegirError, match=r"is not empty.*--output-dir"):
+    with pytest.raises(RunExistsError, match=r"is not empty.*--output-dir"):
         make_run_dir(tmp_path)
 
 

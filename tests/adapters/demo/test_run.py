@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from aegir_adapters.demo import DemoOptions, PlainReporter, Recipe, run_demo
-from aegir_stream.errors import AegirError
+from aegir_stream.errors import RunExistsError
 from aegir_stream.layout import RunDirectory
 from aegir_stream.replay import read_events
 
@@ -67,7 +67,7 @@ def test_the_demo_refuses_a_used_directory(tmp_path: Path) -> None:
     """Nothing is trained into a directory that holds files already."""
     (tmp_path / "notes.txt").touch()
     options = DemoOptions(output_dir=tmp_path, headless=True)
-    with pytest.raises(AegirError, match="is not empty"):
+    with pytest.raises(RunExistsError, match="is not empty"):
         run_demo(options, PlainReporter(io.StringIO()))
 
 
