@@ -58,17 +58,16 @@ def make_run_dir(output_dir: Path | None, *, runs: Path = RUNS) -> Path:
         UnreadableRunError: it cannot be created or read.
     """
     try:
-        return _next_free(runs) if output_dir is None else _empty(output_dir)
+        if output_dir is None:
+            return _next_free(runs)
+        output_dir.mkdir(parents=True, exist_ok=True)
+        is_used = any(output_dir.iterdir())
     except OSError as error:
         raise UnreadableRunError(
             f"The output directory `{output_dir or runs}` cannot be used: {error.strerror}",
             hint="Name one that can be written to with --output-dir",
         ) from error
-
-
-def _empty(output_dir: Path) -> Path:
-    output_dir.mkdir(parents=True, exist_ok=True)
-    if any(output_dir.iterdir()):
+    if is_used:
         raise RunExistsError(
             f"The output directory `{output_dir}` is not empty",
             hint="Name another one with --output-dir, or delete it",
