@@ -10,12 +10,12 @@ import contextlib
 import errno
 import fcntl
 import os
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
 __all__ = ["AppendHandle", "Disk", "Reading"]
 
+_COPY_BYTES = 1 << 20
 _NO_LINKS = {errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS}
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 
@@ -191,6 +191,7 @@ class Disk:
 
     def _copy(self, source: Path, target: Path) -> None:
         with source.open("rb") as reader, target.open("wb") as writer:
-            shutil.copyfileobj(reader, writer)
+            while piece := reader.read(_COPY_BYTES):
+                writer.write(piece)
             writer.flush()
             os.fsync(writer.fileno())

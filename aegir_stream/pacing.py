@@ -7,7 +7,6 @@ inotify watch of the run directory cuts the wait short when a process of the sam
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import sys
 from pathlib import Path
@@ -89,6 +88,8 @@ class FileHint:
         """Watch a directory for writes; `None` if the system cannot, or it does not exist."""
         if not sys.platform.startswith("linux"):
             return None
+        import ctypes  # noqa: PLC0415 - only who follows a file needs it
+
         libc = ctypes.CDLL(None, use_errno=True)
         descriptor = libc.inotify_init1(_IN_NONBLOCK | _IN_CLOEXEC)
         if descriptor < 0:

@@ -7,7 +7,6 @@ here reaches the caller: failures are counted, the last one is kept, the first o
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import contextlib
 import functools
@@ -17,17 +16,19 @@ import threading
 import weakref
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeAlias, TypeVar
 
 import msgspec
 
-from aegir_stream import codec
 from aegir_stream.clock import SystemClock
 from aegir_stream.errors import WriteLostError
-from aegir_stream.events import DataEvent, Gap, Note
+from aegir_stream.events import Gap, Note
 from aegir_stream.typing import Append, Clock, EventBatch, Sealed, Sink
 
-__all__ = ["Events", "Overflow", "Recorder", "RecorderStatistics"]
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+
+__all__ = ["Overflow", "Recorder", "RecorderStatistics"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -42,32 +43,6 @@ up to `block_s` for space, then refuses. What is refused is counted and becomes 
 _logger = logging.getLogger("aegir_stream")
 
 _QUEUE_BYTES = 256 << 20
-
-
-class Events(msgspec.Struct, frozen=True):
-    """A batch of plain events (see `aegir_stream.typing.EventBatch`)."""
-
-    stream: str
-    events: tuple[DataEvent, ...]
-    step: int | None = None
-    pass_: str | None = None
-
-    @property
-    def records(self) -> int:
-        """Number of events."""
-        return len(self.events)
-
-    @property
-    def size_bytes(self) -> int:
-        """A generous estimate of the memory held: 1 KiB an event."""
-        return 1024 * len(self.events)
-
-    def encode(self) -> bytes:
-        """Return the events as JSON lines."""
-        return b"".join(map(codec.encode, self.events))
-
-    def release(self) -> None:
-        """Do nothing: plain events hold no pooled buffers."""
 
 
 class RecorderStatistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -270,11 +245,15 @@ class Recorder:
     # -- the recorder's thread ---------------------------------------------------------------------
 
     def _run(self) -> None:
+        import asyncio  # noqa: PLC0415 - 40 modules that only a recording process needs
+
         # Debug mode would log every disk write that takes longer than 100 ms.
         with asyncio.Runner(debug=False) as runner:
             runner.run(self._serve())
 
     async def _serve(self) -> None:
+        import asyncio  # noqa: PLC0415 - see _run
+
         loop, awake = asyncio.get_running_loop(), asyncio.Event()
         with self._changed:
             self._wake = lambda: _call_soon(loop, awake.set)
@@ -395,7 +374,7 @@ class Recorder:
             self._totals = msgspec.structs.replace(self._totals, **fields)
 
 
-def _call_soon(loop: asyncio.AbstractEventLoop, action: Callable[[], None]) -> None:
+def _call_soon(loop: AbstractEventLoop, action: Callable[[], None]) -> None:
     loop.call_soon_threadsafe(action)
 
 

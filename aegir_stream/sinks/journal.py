@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
-import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -145,7 +143,7 @@ class JournalSink:
 
     def _new_manifest(self) -> dict[str, Any]:
         return {
-            "run_id": uuid.uuid4().hex[:12],
+            "run_id": os.urandom(6).hex(),
             "schema": SCHEMA,
             "created_at": self._clock.time(),
             "attempts": [],
@@ -155,7 +153,7 @@ class JournalSink:
         this = {
             "attempt": attempt,
             "started_at": self._clock.time(),
-            "host": socket.gethostname(),
+            "host": os.uname().nodename,
             "pid": os.getpid(),
             "continues": self._continues,
             "world_size": self._world_size,

@@ -18,7 +18,7 @@ from aegir_stream.lane import LaneReader
 from aegir_stream.layout import STREAMS, RunDirectory
 from aegir_stream.lineage import Lineage, read_header, survey
 
-__all__ = ["inspect"]
+__all__ = ["SegmentRow", "inspect"]
 
 
 class SegmentRow(msgspec.Struct, kw_only=True):

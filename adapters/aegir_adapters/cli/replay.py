@@ -23,7 +23,7 @@ from aegir_stream.views import (
     RunStateView,
 )
 
-__all__ = ["replay"]
+__all__ = ["AttemptsName", "ViewName", "replay"]
 
 
 class ViewName(StrEnum):

@@ -16,7 +16,7 @@ from aegir_stream.layout import RunDirectory
 from aegir_stream.replay import replay
 from aegir_stream.views import RunStateView
 
-__all__ = ["runs"]
+__all__ = ["RunRow", "runs"]
 
 
 class RunRow(msgspec.Struct, frozen=True, kw_only=True):
