@@ -1,0 +1,50 @@
+"""Whether a stream is over: its writers closed it, and everything was read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from aegir_stream import codec
+from aegir_stream.chunk import Chunk
+from aegir_stream.events import CaughtUp, Close, Idle, SourceSwitch
+from aegir_stream.layout import RunDirectory
+from aegir_stream.source import RunSource
+
+__all__ = ["end_of_stream"]
+
+_STREAM = "sae_features"
+_CLOSING_BYTES = 4096
+
+
+def end_of_stream(run: RunDirectory, *, after: str | None) -> str | None:
+    """Return the cursor at the end, if no record stands behind `after` and none will; else `None`.
+
+    Without `after`, no record may stand in the run at all. A run that a later attempt resumes is
+    open again. Reads files.
+    """
+    lanes = run.lanes(_STREAM)
+    if not lanes or not all(_is_closed(run, run.live(_STREAM, lane)) for lane in lanes):
+        return None
+    source = RunSource(run, _STREAM, after=after, start="start")
+    while deliveries := source.poll():
+        for delivery in deliveries:
+            if isinstance(delivery, Chunk | Idle) or _is_refused(delivery):
+                return None
+            if isinstance(delivery, CaughtUp):
+                return source.cursor.text()
+    return None
+
+
+def _is_refused(delivery: object) -> bool:
+    return isinstance(delivery, SourceSwitch) and delivery.verdict not in {None, "resumed"}
+
+
+def _is_closed(run: RunDirectory, path: Path) -> bool:
+    try:
+        size = run.disk.read(path, offset=0, size=0).size
+        offset = max(0, size - _CLOSING_BYTES)
+        end = run.disk.read(path, offset=offset, size=_CLOSING_BYTES).data
+    except OSError:
+        return False
+    last = end.rstrip(b"\n").rpartition(b"\n")[2]
+    return codec.is_control(last) and isinstance(codec.decode_control(last), Close)

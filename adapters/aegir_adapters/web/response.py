@@ -1,0 +1,127 @@
+"""An answer that stays open and carries server-sent events."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from aegir_adapters.web import sse
+from aegir_adapters.web.stopping import Stopping
+
+__all__ = ["EventStream", "Pace"]
+
+_HEADERS: Mapping[str, str] = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-store, no-transform",
+    "x-accel-buffering": "no",
+}
+_OPENING = sse.retry(1000) + sse.comment("aegir-stream")
+_HEARTBEAT = sse.event(b"{}", name="heartbeat")
+_FAREWELL_S = 0.2
+
+
+class Pace(msgspec.Struct, frozen=True, kw_only=True):
+    """How often and how patiently a stream sends.
+
+    Attributes:
+        heartbeat_s: seconds between heartbeats.
+        send_timeout_s: how long one chunk may take; a client slower than that is let go and
+            resumes by its cursor when it comes back.
+    """
+
+    heartbeat_s: float = 10.0
+    send_timeout_s: float = 30.0
+
+
+class EventStream(Response):
+    """Sends chunks of whole events until they end, the client leaves or the server stops.
+
+    One checkpoint per chunk: a generator that never waits would otherwise starve every other
+    client of the process.
+
+    Args:
+        chunks: whole events; closed when the response ends, however it ends.
+        stopping: when to end because the server does.
+        pace: heartbeat and patience.
+    """
+
+    def __init__(
+        self, chunks: AsyncGenerator[bytes, None], *, stopping: Stopping, pace: Pace
+    ) -> None:
+        self.background = None
+        self.status_code = 200
+        self._chunks = chunks
+        self._stopping = stopping
+        self._pace = pace
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer the request (an ASGI application)."""
+        headers = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        async with aclosing(self._chunks):
+            if scope["method"] == "HEAD" or await self._stream(receive, send):
+                with anyio.move_on_after(_FAREWELL_S, shield=True):
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _stream(self, receive: Receive, send: Send) -> bool:
+        """Return whether the client may still listen."""
+        async with anyio.create_task_group() as group:
+            client = _Listener(send, group.cancel_scope, patience_s=self._pace.send_timeout_s)
+            group.start_soon(self._until_disconnected, receive, group.cancel_scope)
+            group.start_soon(self._until_stopped, group.cancel_scope)
+            group.start_soon(self._beat, client)
+            await client.send(_OPENING)
+            async for chunk in self._chunks:
+                await client.send(chunk)
+                await anyio.lowlevel.checkpoint()
+            group.cancel_scope.cancel()
+        return not client.gone
+
+    async def _until_disconnected(self, receive: Receive, scope: anyio.CancelScope) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        scope.cancel()
+
+    async def _until_stopped(self, scope: anyio.CancelScope) -> None:
+        await self._stopping.wait()
+        scope.cancel()
+
+    async def _beat(self, client: _Listener) -> None:
+        while True:
+            await anyio.sleep(self._pace.heartbeat_s)
+            await client.send(_HEARTBEAT)
+
+
+class _Listener:
+    """The client's end: takes whole chunks, one at a time, or is let go.
+
+    Args:
+        send: the server's.
+        scope: cancelled when the client is gone.
+        patience_s: how long a chunk may take.
+    """
+
+    def __init__(self, send: Send, scope: anyio.CancelScope, *, patience_s: float) -> None:
+        self._send = send
+        self._scope = scope
+        self._patience_s = patience_s
+        self._turn = anyio.Lock(fast_acquire=True)
+        self.gone = False
+
+    async def send(self, chunk: bytes) -> None:
+        try:
+            with anyio.fail_after(self._patience_s):
+                async with self._turn:
+                    await self._send(
+                        {"type": "http.response.body", "body": chunk, "more_body": True}
+                    )
+        except (OSError, TimeoutError):
+            self.gone = True
+            self._scope.cancel()
