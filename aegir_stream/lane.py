@@ -67,6 +67,7 @@ class LaneReader:
         self._guard = 0
         self._attempt = 0
         self._rank = 0
+        self._switch: SourceSwitch | None = None
         self._ended = False
         self._stalled = False
 
@@ -224,14 +225,16 @@ class LaneReader:
         if header is None and place.source.startswith("snapshot:"):
             checkpoint = place.source.removeprefix("snapshot:")
             self._say(Checkpoint(step=place.segment, checkpoint=checkpoint))
-        self._say(
-            SourceSwitch(
-                source=place.source,
-                path=str(place.path),
-                attempt=self._attempt,
-                continues=header.continues if header else None,
-            )
+        switch = SourceSwitch(
+            source=place.source,
+            path=str(place.path),
+            attempt=self._attempt,
+            continues=header.continues if header else None,
         )
+        # The live path stays the source when a checkpoint puts a fresh segment there.
+        if switch != self._switch:
+            self._say(switch)
+        self._switch = switch
 
     def _relocate(self) -> bool:
         """The file at our path is another one now: find where our segment went."""

@@ -16,7 +16,14 @@ from aegir_stream import codec
 from aegir_stream.config import P5Cfg
 from aegir_stream.disk import Disk
 from aegir_stream.errors import RunNotFoundError, UnreadableRunError
-from aegir_stream.events import Completion, GRPOMetrics, Progress, SAELogRecord, Seal
+from aegir_stream.events import (
+    Completion,
+    Control,
+    GRPOMetrics,
+    Progress,
+    SAELogRecord,
+    Seal,
+)
 
 __all__ = ["STREAMS", "CheckpointFiles", "HistoryFile", "RunDirectory", "Stream", "lane_name"]
 
@@ -199,12 +206,19 @@ class RunDirectory:
         Raises:
             OSError: the file cannot be read.
         """
+        ending = self.ending_of(path)
+        return ending if isinstance(ending, Seal) else None
+
+    def ending_of(self, path: Path) -> Control | None:
+        """Return the control line that a file ends with, or `None` if it ends with another line.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
         size = self.disk.read(path, offset=0, size=0).size
         tail = self.disk.read(path, offset=max(0, size - _TRAILER_BYTES), size=_TRAILER_BYTES).data
-        if not tail.endswith(b"\n"):
-            return None
-        last = codec.decode_control(tail[:-1].rpartition(b"\n")[2])
-        return last if isinstance(last, Seal) else None
+        last = tail[:-1].rpartition(b"\n")[2]
+        return codec.decode_control(last) if tail.endswith(b"\n") else None
 
     # -- sidecars ----------------------------------------------------------------------------------
 

@@ -114,6 +114,7 @@ class Recorder:
         self._unreported: Counter[tuple[str, str]] = Counter()
         self._totals = RecorderStatistics()
         self._wake: Callable[[], None] = lambda: None
+        self._woken = False
         self._thread: threading.Thread | None = None
         self._open = False
         self._closed = False
@@ -240,7 +241,10 @@ class Recorder:
                     target=self.shield, args=(self._run,), name="aegir-recorder", daemon=True
                 )
                 self._thread.start()
-            self._wake()
+            # Waking costs a system call and hands the interpreter over: once is enough.
+            if not self._woken:
+                self._woken = True
+                self._wake()
 
     # -- the recorder's thread ---------------------------------------------------------------------
 
@@ -262,6 +266,7 @@ class Recorder:
         while not finished:
             await awake.wait()
             awake.clear()
+            self._woken = False
             for item in self._taken():
                 finished = await self._handle(item)
         with self._changed:

@@ -13,7 +13,7 @@ from aegir_stream.chunk import Chunk, Delivery
 from aegir_stream.clock import SystemClock
 from aegir_stream.cursor import Cursor, Position
 from aegir_stream.errors import CursorError
-from aegir_stream.events import CaughtUp, Idle, SourceSwitch
+from aegir_stream.events import CaughtUp, Idle, SourceSwitch, Stalled
 from aegir_stream.lane import LaneReader
 from aegir_stream.layout import STREAMS, RunDirectory
 from aegir_stream.lineage import Lineage, Place, read_header, survey
@@ -72,7 +72,7 @@ class RunSource:
         self._log = ""
         self._verdict: str | None = None
         self._resume: Cursor | None = None
-        self._told: type[Idle | CaughtUp] | None = None
+        self._told: type[Idle | CaughtUp | Stalled] | None = None
         self._begun = False
 
     @property
@@ -92,6 +92,15 @@ class RunSource:
 
     def poll_placed(self, *, until: Cursor | None = None) -> list[tuple[Delivery, Cursor]]:
         """Return what `poll` returns, each delivery with the cursor behind it."""
+        try:
+            return self._look(until)
+        except OSError as error:
+            # A directory that cannot be listed now, on a mount that may come back.
+            reason = error.strerror or str(error)
+            told = self._tell(Stalled(path=str(self._run.root), reason=reason))
+            return [(stalled, self.cursor) for stalled in told]
+
+    def _look(self, until: Cursor | None) -> list[tuple[Delivery, Cursor]]:
         self._discover()
         found: list[tuple[Delivery, Cursor]] = []
         for lane, reader in self._lanes.items():
@@ -105,7 +114,8 @@ class RunSource:
         if found:
             self._told = None
             return found
-        return [(told, self.cursor) for told in self._tell()]
+        told = CaughtUp() if self._lanes else Idle(reason=self._why_idle())
+        return [(quiet, self.cursor) for quiet in self._tell(told)]
 
     async def follow(self) -> AsyncGenerator[Delivery, None]:
         """Yield what `poll` finds, for as long as the caller iterates.
@@ -240,8 +250,8 @@ class RunSource:
             return msgspec.structs.replace(delivery, verdict=verdict)
         return delivery
 
-    def _tell(self) -> list[Delivery]:
-        told: Idle | CaughtUp = CaughtUp() if self._lanes else Idle(reason=self._why_idle())
+    def _tell(self, told: Idle | CaughtUp | Stalled) -> list[Idle | CaughtUp | Stalled]:
+        """Say once that there is nothing, and again only after something else was said."""
         if self._told is type(told):
             return []
         self._told = type(told)

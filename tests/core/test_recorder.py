@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from aegir_stream import codec
+from aegir_stream.batch import Events
 from aegir_stream.events import Gap, Note, SAELogRecord
 from aegir_stream.layout import RunDirectory
-from aegir_stream.batch import Events
 from aegir_stream.recorder import Recorder
 from aegir_stream.sinks import JournalSink, MemorySink
 from aegir_stream.source import RunSource

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from aegir_stream import codec
 from aegir_stream.chunk import Chunk
 from aegir_stream.events import CaughtUp, Close, Idle, SourceSwitch
 from aegir_stream.layout import RunDirectory
@@ -13,7 +12,6 @@ from aegir_stream.source import RunSource
 __all__ = ["end_of_stream"]
 
 _STREAM = "sae_features"
-_CLOSING_BYTES = 4096
 
 
 def end_of_stream(run: RunDirectory, *, after: str | None) -> str | None:
@@ -41,10 +39,6 @@ def _is_refused(delivery: object) -> bool:
 
 def _is_closed(run: RunDirectory, path: Path) -> bool:
     try:
-        size = run.disk.read(path, offset=0, size=0).size
-        offset = max(0, size - _CLOSING_BYTES)
-        end = run.disk.read(path, offset=offset, size=_CLOSING_BYTES).data
+        return isinstance(run.ending_of(path), Close)
     except OSError:
         return False
-    last = end.rstrip(b"\n").rpartition(b"\n")[2]
-    return codec.is_control(last) and isinstance(codec.decode_control(last), Close)

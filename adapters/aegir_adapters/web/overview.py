@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 
 import anyio
 import anyio.to_thread
@@ -125,13 +125,11 @@ class OverviewFeed:
         return EventStream(self._events(), stopping=self._stopping, pace=self._pace)
 
     async def _events(self) -> AsyncGenerator[bytes, None]:
-        # The page says by itself what is wrong with the directory; its browser tries again.
-        with suppress(OSError):
-            async with self._folding.use() as newest:
-                number = 0
-                while True:
-                    number, event = await newest.after(number)
-                    yield event
+        async with self._folding.use() as newest:
+            number = 0
+            while True:
+                number, event = await newest.after(number)
+                yield event
 
     async def _fold(self, newest: _Newest) -> None:
         async with aclosing(follow(self._run, OverviewView())) as replays:

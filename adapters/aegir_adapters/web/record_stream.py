@@ -21,7 +21,7 @@ from aegir_adapters.web.response import EventStream, Pace
 from aegir_adapters.web.sharing import WhileWanted
 from aegir_adapters.web.stopping import Stopping
 from aegir_stream.chunk import Chunk
-from aegir_stream.events import Closed, Stalled
+from aegir_stream.events import Closed
 from aegir_stream.hub import Block, Hub
 from aegir_stream.layout import RunDirectory
 from aegir_stream.source import RunSource, Start
@@ -56,17 +56,7 @@ class RecordStream:
         if asked.cursor and await self._end(asked.cursor):
             # What tells a browser not to connect again.
             return Response(status_code=204)
-        return EventStream(self._chunks(asked), stopping=self._stopping, pace=self._pace)
-
-    async def _chunks(self, asked: StreamRequest) -> AsyncGenerator[bytes, None]:
-        try:
-            async with aclosing(self._read(asked)) as chunks:
-                async for chunk in chunks:
-                    yield chunk
-        except OSError as error:
-            # The stream ends here; the client connects again and may have better luck.
-            stalled = Stalled(path=str(self._run.root), reason=error.strerror or str(error))
-            yield b"".join(render(stalled))
+        return EventStream(self._read(asked), stopping=self._stopping, pace=self._pace)
 
     async def _read(self, asked: StreamRequest) -> AsyncGenerator[bytes, None]:
         place = asked.cursor

@@ -210,3 +210,28 @@ def test_runs_lists_what_lies_under_a_directory(life: Life) -> None:
 def test_version_names_the_program() -> None:
     """The version is that of the distribution."""
     assert aegir("version").stdout.startswith("aegir-stream 0.1.0\n")
+
+
+@pytest.mark.parametrize(
+    ("module", "command", "extra"), [("starlette", "serve", "web"), ("trl", "demo", "demo")]
+)
+def test_a_missing_extra_is_named_with_its_remedy(
+    tmp_path: Path, module: str, command: str, extra: str
+) -> None:
+    """A command whose libraries are not installed says which, and how to install them."""
+    program = (
+        f"import sys; sys.modules[{module!r}] = None; sys.argv = ['aegir', {command!r}]; "
+        "from aegir_adapters.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+    )
+
+    assert done.returncode == 1
+    expected = f"aegir: {module} is not installed. Install it with: "
+    assert done.stderr == f"{expected}pip install 'aegir-stream[{extra}]'\n"

@@ -93,10 +93,10 @@ class Connection:
 
     async def until(self, name: str) -> Event:
         """Return the next event of a name, passing over others."""
-        while True:
-            event = await self.next()
-            if event.name == name:
-                return event
+        with anyio.fail_after(20):
+            while (event := await self.next()).name != name:
+                pass
+        return event
 
     async def records(self, count: int) -> list[Event]:
         """Return the next records, passing over other events."""

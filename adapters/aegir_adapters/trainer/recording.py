@@ -1,0 +1,131 @@
+"""The run that an attempt writes: its log, its checkpoints, what stands beside them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from aegir_adapters.trainer.identity import (
+    drift_between,
+    git_commit,
+    hyper_parameters,
+    library_versions,
+)
+from aegir_stream.errors import IdentityDriftError
+from aegir_stream.recorder import Recorder
+from aegir_stream.sinks import JournalSink, TeeSink
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from transformers import TrainingArguments
+
+    from aegir_adapters.trainer.options import RecordingOptions
+    from aegir_stream.layout import RunDirectory
+    from aegir_stream.typing import Sealed, Sink
+
+__all__ = ["Recording"]
+
+_SEAL_FIELDS = ("segment", "records", "bytes", "crc32")
+
+
+class Recording:
+    """A recorder over a run directory, and the sidecars of its checkpoints.
+
+    Rank 0 writes the sidecars; every rank writes its own log.
+
+    Args:
+        run: the run directory.
+        args: the trainer's arguments.
+        identity: what is recorded, see `run_identity`.
+        options: how it is recorded.
+        resumed_step: global step that the trainer resumed from, 0 for a start from scratch.
+
+    Attributes:
+        run: the run directory.
+        options: how it is recorded.
+        rank: process index.
+        recorder: where batches go.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        *,
+        args: TrainingArguments,
+        identity: Mapping[str, Any],
+        options: RecordingOptions,
+        resumed_step: int,
+    ) -> None:
+        self.run = run
+        self.options = options
+        self.rank: int = args.process_index
+        self._identity = identity
+        self._continues = f"checkpoint-{resumed_step}" if resumed_step else None
+        self._description = self._describe(args)
+        journal = JournalSink(
+            run,
+            rank=self.rank,
+            world_size=args.world_size,
+            continues=self._continues,
+            identity={**identity, "world_size": args.world_size},
+            control_lines=options.control_lines,
+            precision=options.precision.by_field(),
+        )
+        sink: Sink = TeeSink(journal, *options.sinks) if options.sinks else journal
+        self.recorder = Recorder(sink, queue_bytes=options.queue_bytes, overflow=options.overflow)
+
+    def open(self) -> None:
+        """Begin the log without waiting for it, so that readers see a run before its first step."""
+        self.recorder.flush(timeout_s=0)
+
+    def seal(self, step: int) -> None:
+        """Make what was recorded since the last checkpoint this one's snapshot; describe it."""
+        checkpoint = f"checkpoint-{step}"
+        sealed = self.recorder.seal(
+            checkpoint=checkpoint, step=step, timeout_s=self.options.seal_timeout_s
+        )
+        if self.rank == 0:
+            self.run.write_metadata(checkpoint, self._metadata(step, sealed))
+
+    def check_drift(self) -> None:
+        """Tell every reader if the resumed run is another one than was recorded.
+
+        Raises:
+            IdentityDriftError: it is, and drift is not allowed.
+            OSError: the checkpoint's sidecar is missing or cannot be read.
+        """
+        if self._continues is None or self.rank != 0:
+            return
+        drift = drift_between(self.run.read_metadata(self._continues), self._identity)
+        if not drift:
+            return
+        detail = {"checkpoint": self._continues, "fields": drift}
+        self.recorder.note("identity_drift", detail)
+        if not self.options.allow_drift:
+            raise IdentityDriftError(
+                f"The resumed run differs from what `{self._continues}` was recorded with, in "
+                + ", ".join(drift),
+                hint="Check before training with verify_resume, or accept it with allow_drift=True",
+            )
+
+    def _describe(self, args: TrainingArguments) -> dict[str, Any]:
+        return {
+            **self.options.metadata,
+            **self._identity,
+            "libraries": library_versions(),
+            "git_commit": git_commit(),
+            "world_size": args.world_size,
+            "hyper_parameters": hyper_parameters(args),
+            "started_at": self.options.clock.time(),
+        }
+
+    def _metadata(self, step: int, sealed: Sealed | None) -> dict[str, Any]:
+        answer = {} if sealed is None else msgspec.structs.asdict(sealed)
+        return {
+            **self._description,
+            "last_checkpoint_at": self.options.clock.time(),
+            "last_checkpoint_step": step,
+            "seal": {name: answer[name] for name in _SEAL_FIELDS} if answer else None,
+        }

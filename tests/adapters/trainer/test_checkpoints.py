@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from aegir_adapters.trainer import SidecarCallback, observe, verify_resume
+from aegir_adapters.trainer.identity import drift_between, run_identity
+from aegir_stream import codec
+from aegir_stream.config import P5Cfg
+from aegir_stream.errors import IdentityDriftError
+from aegir_stream.events import Note, Open, SAELogRecord
+from aegir_stream.layout import RunDirectory
+
+from .tiny import LAYERS, TOP_K, Recorded, TinySAE, grpo_trainer, model, saes
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+
+SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+
+
+class LoadedSAE(TinySAE):
+    """An SAE that knows the file it came from."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(seed=0)
+        self.path = path
+
+    def identity(self) -> dict[str, Any]:
+        """Return its seed and its file."""
+        return super().identity() | {"path": self.path}
+
+
+def records_of(path: Path) -> list[SAELogRecord]:
+    """Return the data lines of one file."""
+    lines = path.read_bytes().splitlines()
+    return [codec.decode(line, SAELogRecord) for line in lines if not codec.is_control(line)]
+
+
+def steps_of(path: Path) -> set[int]:
+    """Return the steps whose records a file holds."""
+    return {record.step for record in records_of(path)}
+
+
+def test_a_checkpoint_seals_its_records_and_describes_them(tmp_path: Path) -> None:
+    """Each checkpoint holds the records since the last one, and the live tail none of them."""
+    trainer = grpo_trainer(tmp_path, **SAVING)
+    observe(trainer, sae=saes(), top_k=TOP_K, metadata={"run_id": "r1", "catalog_version": 7})
+    trainer.train()
+
+    run, recorded = RunDirectory.at(tmp_path), Recorded(tmp_path)
+    assert [c.name for c in run.checkpoints()] == ["checkpoint-2", "checkpoint-4"]
+    assert steps_of(run.snapshot("checkpoint-2")) == {1, 2}
+    assert steps_of(run.snapshot("checkpoint-4")) == {3, 4}
+    assert not recorded.records
+    for checkpoint in run.checkpoints():
+        metadata, seal = (
+            run.read_metadata(checkpoint.name),
+            run.seal_of(run.snapshot(checkpoint.name)),
+        )
+        assert seal is not None
+        assert metadata["seal"] == {
+            "segment": seal.segment,
+            "records": seal.records,
+            "bytes": seal.bytes,
+            "crc32": seal.crc32,
+        }
+        lengths = [c.length for c in recorded.completions if c.step in steps_of_checkpoint(seal)]
+        assert seal.records == sum(lengths) * len(LAYERS)
+        assert metadata["last_checkpoint_step"] == checkpoint.step
+        assert (metadata["run_id"], metadata["catalog_version"]) == ("r1", 7)
+        assert metadata["layers"] == list(LAYERS)
+        assert metadata["top_k"] == TOP_K
+        assert metadata["sae"]["1"] == {"architecture": "standard", "seed": 1}
+        assert metadata["hyper_parameters"]["num_generations"] == 4
+        assert metadata["libraries"]["trl"]
+        assert metadata["model_class"] == "Qwen3ForCausalLM"
+        assert metadata["started_at"] <= metadata["last_checkpoint_at"]
+
+
+def steps_of_checkpoint(seal: Any) -> set[int]:
+    """Return the steps that a checkpoint saved every two steps covers."""
+    return {seal.step - 1, seal.step}
+
+
+def test_a_checkpoint_waits_for_no_spill(tmp_path: Path) -> None:
+    """Records that are held for a later spill still belong to the checkpoint of their step."""
+    trainer = grpo_trainer(tmp_path, **SAVING)
+    cfg = P5Cfg(output_dir=str(tmp_path), sae_live_spill_every_n_steps=3)
+    observe(trainer, sae=saes(), output_dir=cfg, top_k=TOP_K)
+    trainer.train()
+    run = RunDirectory.at(tmp_path)
+    assert steps_of(run.snapshot("checkpoint-2")) == {1, 2}
+    assert steps_of(run.snapshot("checkpoint-4")) == {3, 4}
+
+
+def test_a_resumed_run_continues_its_checkpoint(tmp_path: Path) -> None:
+    """Steps after the checkpoint are set aside and run again; the log says what it continues."""
+    first = grpo_trainer(tmp_path, **SAVING | {"max_steps": 3})
+    observe(first, sae=saes(), top_k=TOP_K)
+    first.train()
+    (tmp_path / "checkpoint-3").rename(tmp_path / "lost")
+
+    second = grpo_trainer(tmp_path, **SAVING)
+    callback = observe(second, sae=saes(), top_k=TOP_K)
+    second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert callback.statistics().errors == 0, callback.statistics().last_error
+
+    run = RunDirectory.at(tmp_path)
+    opened = [codec.decode_control(h.path.read_bytes().split(b"\n")[0]) for h in run.history()]
+    resumed = [o for o in opened if isinstance(o, Open) and o.attempt == 2]
+    assert {(o.continues, o.continues_step) for o in resumed} == {("checkpoint-2", 2)}
+    assert steps_of(run.snapshot("checkpoint-4")) == {3, 4}
+    assert Counter(p.iter for p in Recorded(tmp_path).progress) == {1: 1, 2: 1, 3: 2, 4: 1}
+
+
+def test_verify_resume_names_what_has_changed(tmp_path: Path) -> None:
+    """Before training, drift is an error with the fields and the way to accept it."""
+    trainer = grpo_trainer(tmp_path, **SAVING | {"max_steps": 2})
+    callback = observe(trainer, sae=saes(), top_k=TOP_K)
+    trainer.train()
+    checkpoint = tmp_path / "checkpoint-2"
+    assert callback.identity == callback.prepare(model())
+    assert verify_resume(checkpoint, callback.identity) == {}
+
+    other = SidecarCallback(sae={0: TinySAE(seed=5), 1: TinySAE(seed=1)}, top_k=4).prepare(model())
+    with pytest.raises(IdentityDriftError, match=r"`sae`.*`top_k` was 8, is 4.*allow_drift=True"):
+        verify_resume(checkpoint, other)
+    assert set(verify_resume(checkpoint, other, allow_drift=True)) == {"sae", "top_k"}
+
+
+def test_where_something_was_loaded_from_is_no_drift() -> None:
+    """The same SAE from another file is the same; what only one identity says is not compared."""
+    here = run_identity(model(), {0: LoadedSAE("/here")}, top_k=4)
+    there = run_identity(model(), {0: LoadedSAE("/there")}, top_k=4)
+    assert drift_between(here, there) == {}
+    assert drift_between({"layers": [0]}, {"top_k": 4}) == {}
+    assert set(drift_between(here, there | {"layers": [0, 1]})) == {"layers"}
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_drift_found_after_training_began_is_written_into_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, *, allowed: bool
+) -> None:
+    """The resumed run goes on; readers see the drift, and it is an error unless it was allowed."""
+    first = grpo_trainer(tmp_path, **SAVING | {"max_steps": 2})
+    observe(first, sae=saes(), top_k=TOP_K)
+    first.train()
+
+    second = grpo_trainer(tmp_path, **SAVING | {"max_steps": 3, "save_strategy": "no"})
+    callback = observe(second, sae=saes(), top_k=4, allow_drift=allowed)
+    with caplog.at_level(logging.WARNING, logger="aegir_stream"):
+        second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert second.state.global_step == 3
+    notes = [line for line in Recorded(tmp_path).control() if isinstance(line, Note)]
+    assert notes[0].kind == "identity_drift"
+    assert notes[0].detail["fields"] == {"top_k": [TOP_K, 4]}
+    assert callback.statistics().errors == (0 if allowed else 1)
+    assert ("verify_resume" in caplog.text) is not allowed
+
+
+def test_hyper_parameters_hold_no_secret(tmp_path: Path) -> None:
+    """Tokens that a trainer was given do not end up beside its checkpoints."""
+    trainer = grpo_trainer(tmp_path, hub_token="hf_secret", **SAVING | {"max_steps": 2})
+    observe(trainer)
+    trainer.train()
+    sidecar = tmp_path / "checkpoint-2" / "aegir_metadata.json"
+    assert "hf_secret" not in sidecar.read_text()
