@@ -21,7 +21,7 @@ export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-core lint format docs bench clean
+.PHONY: help demo test test-core lint format docs bench breakages clean
 
 help: ## list the targets
 	@echo 'Usage: make TARGET [ARGS="..."]'
@@ -54,6 +54,9 @@ docs: $(VENV)/.dev ## build the documentation into docs/_build
 bench: $(VENV)/.dev ## run the benchmarks and compare them with their budgets
 	@set -e; for question in benchmarks/bench_*.py; do \
 	  echo "== $$question"; $(VENV)/bin/python "$$question" $(ARGS); done
+
+breakages: $(VENV)/.dev ## break the lines that tests must guard, one at a time, and see a test notice
+	$(VENV)/bin/python tests/break_lines.py
 
 clean: ## remove what was built (for the environments: rm -r .venv .venv-core)
 	rm -rf build dist docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

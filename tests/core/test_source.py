@@ -300,6 +300,25 @@ def test_a_resume_is_told_to_followers(run: RunDirectory) -> None:
     assert records_in(seen) == life.surviving[3:]
 
 
+def test_a_cursor_in_a_surviving_segment_skips_what_was_rewound(run: RunDirectory) -> None:
+    """A reader that comes back after a resume is not shown the records that were abandoned."""
+    life = Life(run)
+    life.record_step()
+    cursor = cursors_in(drain(RunSource(run)))[-1]
+    life.save()
+    life.record_step()
+    life.save()
+    life.record_step()
+    life.kill()
+    life.resume("checkpoint-1")
+    life.record_step()
+
+    seen = drain(RunSource(run, after=cursor))
+
+    assert records_in(seen) == life.surviving[3:]
+    assert not [d for d in seen if isinstance(d, Rewound)]
+
+
 def test_the_end_of_a_run_is_told(run: RunDirectory) -> None:
     """A closed log says so, with the status it was closed with."""
     life = Life(run)

@@ -160,6 +160,22 @@ def test_a_gap_names_the_steps_and_the_reason(path: Path) -> None:
     assert gaps == [expected]
 
 
+def test_the_part_that_was_kept_has_a_trailer_of_its_own(path: Path) -> None:
+    """Records that got through before the disk was full are not counted to the next step."""
+    handle = CrampedHandle(path)
+    writer = SegmentWriter(handle)
+    first = make_append(make_record(token=0), make_record(token=1))
+    handle.room = len(first.data) // 2 + 10
+    with pytest.raises(WriteLostError):
+        writer.append(first.data + make_append().data, records=3, step=1)
+    handle.room = 1 << 20
+    writer.append(make_append().data, records=1, step=2)
+    writer.close(None)
+
+    batches = [c for c in read(path)[1] if isinstance(c, Batch)]
+    assert [(batch.step, batch.records) for batch in batches] == [(1, 2), (2, 1)]
+
+
 def test_without_control_lines_only_records_are_written(path: Path) -> None:
     """Nothing but data lines is in the file, also after a loss."""
     handle = CrampedHandle(path)
