@@ -20,6 +20,10 @@ class SystemClock:
         """Return seconds on a clock that never goes back."""
         return time.monotonic()
 
+    def thread_time(self) -> float:
+        """Return the CPU seconds that the calling thread has used."""
+        return time.thread_time()
+
     async def sleep(self, seconds: float) -> None:
         """Return after `seconds`, or sooner by cancellation."""
         await anyio.sleep(seconds)

@@ -18,7 +18,7 @@ class ManualClock:
     """A clock that moves when a test says so (see `aegir_stream.typing.Clock`).
 
     Attributes:
-        now: seconds, both on the wall and monotonic.
+        now: seconds, of every kind of time.
     """
 
     def __init__(self, now: float = 1_000_000.0) -> None:
@@ -30,6 +30,10 @@ class ManualClock:
         return self.now
 
     def monotonic(self) -> float:
+        """Return `now`."""
+        return self.now
+
+    def thread_time(self) -> float:
         """Return `now`."""
         return self.now
 

@@ -25,6 +25,10 @@ class Clock(Protocol):
         """Return seconds on a clock that never goes back."""
         ...
 
+    def thread_time(self) -> float:
+        """Return the CPU seconds that the calling thread has used."""
+        ...
+
     async def sleep(self, seconds: float) -> None:
         """Return after `seconds`, or sooner by cancellation."""
         ...

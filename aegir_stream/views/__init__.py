@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aegir_stream.views.heatmap import Heatmap, HeatmapView
 from aegir_stream.views.loss_vs_reward import LossVsReward, LossVsRewardView
-from aegir_stream.views.run_state import RunState, RunStateView
+from aegir_stream.views.run_state import RunState, RunStateView, capture_share
 
 __all__ = [
     "Heatmap",
@@ -13,4 +13,5 @@ __all__ = [
     "LossVsRewardView",
     "RunState",
     "RunStateView",
+    "capture_share",
 ]

@@ -9,7 +9,7 @@ import msgspec
 
 from aegir_stream.events import GRPOMetrics, Progress
 
-__all__ = ["RunState", "RunStateView"]
+__all__ = ["RunState", "RunStateView", "capture_share"]
 
 
 class RunState(msgspec.Struct):
@@ -41,11 +41,19 @@ class RunState(msgspec.Struct):
 
     @property
     def capture_share(self) -> float | None:
-        """Share of the step time that recording took on the training thread and beside it."""
-        rows = [m for m in self.metrics.values() if m.step_ms]
-        total = sum(m.step_ms or 0.0 for m in rows)
-        spent = sum((m.capture_ms or 0.0) + (m.write_ms or 0.0) for m in rows)
-        return spent / total if total else None
+        """Return `capture_share` of the steps so far."""
+        return capture_share(self.metrics.values())
+
+
+def capture_share(metrics: Iterable[GRPOMetrics]) -> float | None:
+    """Return the share of the step time that recording took, on the training thread and beside it.
+
+    `None` where no step's time is known.
+    """
+    rows = [m for m in metrics if m.step_ms]
+    total = sum(m.step_ms or 0.0 for m in rows)
+    spent = sum((m.capture_ms or 0.0) + (m.write_ms or 0.0) for m in rows)
+    return spent / total if total else None
 
 
 class RunStateView:

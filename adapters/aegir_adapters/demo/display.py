@@ -138,7 +138,7 @@ def summary_rows(summary: DemoSummary) -> list[tuple[str, str]]:
         ),
         ("SAE records", f"{summary.records:,} of layers {layers}, {summary.dropped:,} dropped"),
         ("completions", f"{summary.completions:,}"),
-        ("overhead of recording", f"{summary.overhead_share:.1%} of the step time"),
+        ("overhead of recording", _share(summary.overhead_share)),
         (
             "best separating features",
             "\n".join(map(_feature_row, summary.features)) or "none found",
@@ -154,3 +154,7 @@ def _feature_row(feature: FeatureContrast) -> str:
         f"activation {feature.mean_rewarded:.2f} if rewarded, {feature.mean_unrewarded:.2f} if not "
         f"(r = {feature.correlation:+.2f})"
     )
+
+
+def _share(overhead: float | None) -> str:
+    return "unknown" if overhead is None else f"{overhead:.1%} of the step time"

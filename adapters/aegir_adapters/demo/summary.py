@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from aegir_adapters.demo.separation import FeatureContrast, separating_features
 from aegir_stream.events import Completion, GRPOMetrics, SAELogRecord
+from aegir_stream.views import capture_share
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,7 +36,7 @@ class DemoSummary(Struct, frozen=True, kw_only=True):
         layers: layers that appear in them.
         completions: completions in the log.
         dropped: records that were captured and could not be written.
-        overhead_share: time spent on capturing and writing over the time of all steps.
+        overhead_share: see `aegir_stream.views.capture_share`.
         features: what separates rewarded from unrewarded completions best in the first
             `EARLY_STEPS` steps.
         phase_seconds: wall time of each phase by its title, in order.
@@ -50,7 +51,7 @@ class DemoSummary(Struct, frozen=True, kw_only=True):
     layers: tuple[int, ...]
     completions: int
     dropped: int
-    overhead_share: float
+    overhead_share: float | None
     features: tuple[FeatureContrast, ...]
     phase_seconds: dict[str, float]
     run_dir: Path
@@ -115,7 +116,7 @@ def summarise(
         layers=tuple(sorted(recorded.layers)),
         completions=recorded.completions,
         dropped=sum(m.dropped or 0 for m in recorded.metrics),
-        overhead_share=overhead_share(recorded.metrics),
+        overhead_share=capture_share(recorded.metrics),
         features=separating_features(recorded.early_records, recorded.early_completions),
         phase_seconds=phase_seconds,
         run_dir=run_dir,
@@ -126,14 +127,3 @@ def final_reward(metrics: Iterable[GRPOMetrics]) -> float:
     """Return the mean reward over the last `FINAL_STEPS` steps, NaN without any."""
     rewards = [m.reward_mean for m in metrics if m.reward_mean is not None][-FINAL_STEPS:]
     return sum(rewards) / len(rewards) if rewards else float("nan")
-
-
-def overhead_share(metrics: Iterable[GRPOMetrics]) -> float:
-    """Return capture and writing time over step time, summed over the steps; NaN without any.
-
-    Writing happens on the recorder's own thread and is counted in full, though it overlaps.
-    """
-    timed = [m for m in metrics if m.step_ms]
-    recording = sum((m.capture_ms or 0.0) + (m.write_ms or 0.0) for m in timed)
-    training = sum(m.step_ms or 0.0 for m in timed)
-    return recording / training if training else float("nan")

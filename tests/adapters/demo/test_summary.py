@@ -9,7 +9,6 @@ from aegir_adapters.demo.summary import (
     EARLY_STEPS,
     RecordedView,
     final_reward,
-    overhead_share,
     summarise,
 )
 from aegir_stream.events import Completion, GRPOMetrics, SAELogRecord
@@ -49,16 +48,6 @@ def sampled(step: int, *, completion: int) -> Completion:
     )
 
 
-def test_the_overhead_is_recording_over_training() -> None:
-    """Capture and write times are summed over all steps and divided by the steps' own time."""
-    steps = [
-        metrics(1, step_ms=100.0, capture_ms=4.0, write_ms=1.0),
-        metrics(2, step_ms=300.0, capture_ms=4.0),
-        metrics(3, capture_ms=1000.0),
-    ]
-    assert overhead_share(steps) == pytest.approx(9.0 / 400.0)
-
-
 def test_the_final_reward_is_the_mean_of_the_last_ten_steps() -> None:
     """Earlier steps, and steps without a reward, do not count."""
     steps = [metrics(step, reward_mean=0.0) for step in range(1, 11)]
@@ -68,7 +57,6 @@ def test_the_final_reward_is_the_mean_of_the_last_ten_steps() -> None:
 
 def test_nothing_recorded_has_no_figures() -> None:
     """Shares and means of an empty log are not a number, rather than a guess."""
-    assert isnan(overhead_share([]))
     assert isnan(final_reward([]))
 
 
