@@ -100,7 +100,7 @@ def verify_resume(
         allow_drift: return the differences instead of raising.
 
     Returns:
-        The differences, {field: [recorded, present]}; empty where there are none.
+        dict: what differs, recorded and present value by field; empty where nothing does.
 
     Raises:
         IdentityDriftError: the identities differ, and drift is not allowed.
