@@ -39,6 +39,10 @@ class CursorError(AegirError, ValueError):
         self.verdict = verdict
 
 
+class OptionError(AegirError, ValueError):
+    """An option was given a value that it may not have."""
+
+
 class StepError(AegirError, ValueError):
     """What should name a step or a checkpoint names neither."""
 

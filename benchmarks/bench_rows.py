@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 import msgspec
 import numpy as np
 import torch
-from records import sae_columns
+from records import diverged, sae_columns
 
 from aegir_adapters.trainer.columns import ColumnPool, SAEColumns
 from aegir_adapters.trainer.rows import Precision, RowEncoder
@@ -175,6 +175,8 @@ def main() -> None:
     step = sae_columns(tokens=4_096, layers=4)
     encoding(step, rounds=25, budget_ms=6.0)
     encoding(sae_columns(tokens=435, layers=2, latents=512), rounds=100, budget_ms=0.6)
+    print("\nThe same large step, all of it NaN:", end="")
+    encoding(diverged(step), rounds=10, budget_ms=9.0)
     training_thread(step, rounds=300)
     encode_and_write(step, rounds=40)
     slowdown(step, rounds=15)

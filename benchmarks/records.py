@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
+import msgspec
 import numpy as np
 
 from aegir_adapters.trainer.columns import SAEColumns
 
-__all__ = ["LATENTS", "sae_columns"]
+__all__ = ["LATENTS", "diverged", "sae_columns"]
 
 LATENTS: Final = 65_536
 
@@ -31,4 +32,13 @@ def sae_columns(*, tokens: int, layers: int, k: int = 16, latents: int = LATENTS
         activations=np.ascontiguousarray(activations),
         reconstruction_loss=rng.gamma(4.0, 12.0, records).astype(np.float32),
         completion=np.tile(token // 64, layers),
+    )
+
+
+def diverged(columns: SAEColumns) -> SAEColumns:
+    """Return the same step after the policy blew up: nothing but NaN."""
+    return msgspec.structs.replace(
+        columns,
+        activations=np.full_like(columns.activations, np.nan),
+        reconstruction_loss=np.full_like(columns.reconstruction_loss, np.nan),
     )

@@ -40,7 +40,9 @@ class SegmentRow(msgspec.Struct, kw_only=True):
 def inspect(
     run: Run = DEFAULT_RUN,
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a line, as in a pipe; else a table.")
+    ] = False,
 ) -> None:
     """List the segments of a run: what each holds, whether it survives resumes, what is damaged.
 

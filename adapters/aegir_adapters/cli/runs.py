@@ -35,7 +35,9 @@ class RunRow(msgspec.Struct, frozen=True, kw_only=True):
 def runs(
     root: Run = DEFAULT_RUN,
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a line, as in a pipe; else a table.")
+    ] = False,
 ) -> None:
     """List the runs under a directory, or the one that it is.
 

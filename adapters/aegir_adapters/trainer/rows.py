@@ -2,8 +2,8 @@ r"""SAE records as JSON lines, made by whole-array operations.
 
 All lines of a call have the same width: a template holds the text that never changes, and the
 numbers are stored into it as the words of `cells`. What a line does not need is spaces, which JSON
-allows between its tokens. Records with a number that has no cell (an infinity, a subnormal, an id
-of nine digits) are written by the core's encoder instead, one by one.
+allows between its tokens. Records with a number that has no cell (an id of nine digits, a negative
+loss) are written by the core's encoder instead, one by one.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from aegir_adapters.trainer.cells import FloatCells, IntegerCells
-from aegir_adapters.trainer.columns import Int32, SAEColumns
+from aegir_adapters.trainer.cells import FloatCells, IntegerCells, holds_minus_infinity
+from aegir_adapters.trainer.columns import Float32, Int32, SAEColumns
 from aegir_adapters.trainer.rows_exact import exact_lines
 from aegir_adapters.trainer.rows_fit import FittedColumns, fit
 from aegir_adapters.trainer.rows_layout import RowLayout
-from aegir_stream.errors import AegirError
+from aegir_stream.errors import OptionError
 
 __all__ = ["Precision", "RowEncoder", "encode_rows"]
 
@@ -34,7 +34,7 @@ class Precision(Struct, frozen=True, kw_only=True):
         losses: of the reconstruction loss, 7 to 9.
 
     Raises:
-        AegirError: a number of digits is out of its range.
+        OptionError: a number of digits is out of its range.
     """
 
     activations: int = 5
@@ -60,7 +60,7 @@ class Precision(Struct, frozen=True, kw_only=True):
 
 def _check_digits(name: str, digits: int, *, least: int) -> None:
     if not least <= digits <= _MOST_DIGITS:
-        raise AegirError(
+        raise OptionError(
             f"Expected {least} to {_MOST_DIGITS} digits for {name}, got {digits}",
             hint="Nine digits are exact float32",
         )
@@ -75,8 +75,9 @@ class RowEncoder:
     r"""Writes columns as JSON lines that any reader parses as `SAELogRecord`.
 
     Fields stand in the order of `SAELogRecord`, each line ends with exactly one ``\n``, numbers are
-    rounded to nearest. Records with a number that does not fit the cells are written exactly, with
-    the shortest digits. Thread-safe: no call changes it.
+    rounded to nearest. NaN and infinities are the strings of the log; a step with `-Infinity` has
+    activations of at least six digits, whose cells it fits. Records with a number that does not fit
+    the cells are written exactly, with the shortest digits. Thread-safe: no call changes it.
 
     Args:
         precision: significant digits to write.
@@ -106,7 +107,7 @@ class RowEncoder:
         layout.text(b',"top_feature_indices":')
         layout.array(_cells(columns.indices), columns.indices)
         layout.text(b',"top_feature_activations":')
-        layout.array(self._activations, columns.activations)
+        layout.array(self._activation_cells(columns.activations), columns.activations)
         layout.text(b',"reconstruction_loss":')
         layout.scalar(self._losses, columns.reconstruction_loss)
         if columns.completion is not None:
@@ -114,6 +115,12 @@ class RowEncoder:
             layout.scalar(_cells(columns.completion), columns.completion)
         layout.text(b"}\n")
         return layout
+
+    def _activation_cells(self, activations: Float32) -> FloatCells:
+        least = FloatCells.LEAST_FOR_MINUS_INFINITY
+        if self.precision.activations < least and holds_minus_infinity(activations):
+            return FloatCells(least)
+        return self._activations
 
 
 def _cells(column: Int32) -> IntegerCells:

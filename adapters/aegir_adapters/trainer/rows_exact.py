@@ -14,8 +14,7 @@ from aegir_stream.events import SAELogRecord
 
 __all__ = ["exact_lines"]
 
-# The log's spelling (see `aegir_stream.codec`), in place: a diverged run is nothing but NaN, and
-# finding them in finished records takes four times as long.
+# The log's spelling, see `aegir_stream.codec`.
 _NON_FINITE: Final = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 

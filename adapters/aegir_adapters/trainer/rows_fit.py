@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, overload
+from typing import Final, NamedTuple, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from aegir_adapters.trainer.cells import IntegerCells, all_normal, is_normal
+from aegir_adapters.trainer.cells import FloatCells, IntegerCells, with_stand_ins
 from aegir_adapters.trainer.columns import Float32, Int32, SAEColumns, fired
 from aegir_stream.errors import MalformedEventError
 
 __all__ = ["FittedColumns", "fit"]
+
+# The patterns of +0, and of positive finite numbers behind it, are the smallest.
+_INFINITY_BITS: Final = np.uint32(0x7F80_0000)
+
+
+Kept: TypeAlias = NDArray[np.bool_]
 
 
 class FittedColumns(NamedTuple):
@@ -20,13 +26,12 @@ class FittedColumns(NamedTuple):
     Attributes:
         token_index: (n,) int32.
         layer_index: (n,) int32.
-        indices: (n, k) int32.
-        activations: (n, k) float32, positive normal.
-        reconstruction_loss: (n,) float32, zero or positive normal.
+        indices: (n, k) int32, blank where no latent fired.
+        activations: (n, k) float32, positive or a stand-in, blank where no latent fired.
+        reconstruction_loss: (n,) float32, zero, positive or a stand-in.
         completion: (n,) int32, if there are completions.
         kept: (n, k) bool, the latents that fired; `None` where all did.
-        odd: (n,) bool, the records in which a number was replaced, or whose first latent did not
-            fire although a later one did.
+        odd: (n,) bool, the records in which a number was replaced by another.
     """
 
     token_index: Int32
@@ -35,7 +40,7 @@ class FittedColumns(NamedTuple):
     activations: Float32
     reconstruction_loss: Float32
     completion: Int32 | None
-    kept: NDArray[np.bool_] | None
+    kept: Kept | None
     odd: NDArray[np.bool_]
 
 
@@ -45,20 +50,13 @@ def fit(columns: SAEColumns) -> FittedColumns:
     Raises:
         MalformedEventError: an id is negative.
     """
-    if all_normal(columns.activations):
-        kept, odd = None, np.zeros(columns.records, np.bool_)
-        indices, activations = columns.indices, columns.activations
-    else:
-        normal = is_normal(columns.activations)
-        kept = fired(columns.activations)
-        odd = (kept & ~normal).any(axis=1) | (kept.any(axis=1) & ~kept[:, 0])
-        indices = np.where(kept, columns.indices, np.int32(0))
-        activations = np.where(normal, columns.activations, np.float32(1))
+    odd = np.zeros(columns.records, np.bool_)
+    kept = None if _all_fired(columns.activations) else fired(columns.activations)
     return FittedColumns(
         token_index=_fit_ids("token_index", columns.token_index, odd),
         layer_index=_fit_ids("layer_index", columns.layer_index, odd),
-        indices=_fit_ids("indices", indices, odd),
-        activations=activations,
+        indices=_fit_indices(columns.indices, kept, odd),
+        activations=_fit_activations(columns.activations, kept),
         reconstruction_loss=_fit_losses(columns.reconstruction_loss, odd),
         completion=_fit_ids("completion", columns.completion, odd),
         kept=kept,
@@ -66,12 +64,31 @@ def fit(columns: SAEColumns) -> FittedColumns:
     )
 
 
+def _all_fired(activations: Float32) -> bool:
+    """Return whether all are positive and finite: most steps, told apart by two fast passes."""
+    bits = activations.view(np.uint32)
+    return bool(bits.min(initial=1) > 0 and bits.max(initial=0) < _INFINITY_BITS)
+
+
+def _fit_indices(indices: Int32, kept: Kept | None, odd: NDArray[np.bool_]) -> Int32:
+    if kept is None:
+        return _fit_ids("indices", indices, odd)
+    valid = _fit_ids("indices", indices * kept, odd)
+    return np.where(kept, valid, IntegerCells.BLANK)
+
+
+def _fit_activations(activations: Float32, kept: Kept | None) -> Float32:
+    if kept is None:
+        return activations
+    return np.where(kept, with_stand_ins(activations), FloatCells.BLANK)
+
+
 def _fit_losses(losses: Float32, odd: NDArray[np.bool_]) -> Float32:
-    if all_normal(losses):
+    if losses.view(np.uint32).max(initial=0) < _INFINITY_BITS:
         return losses
-    fits = is_normal(losses) | (losses.view(np.uint32) == 0)
-    odd |= ~fits
-    return np.where(fits, losses, np.float32(1))
+    negative = np.signbit(losses) & np.isfinite(losses)
+    odd |= negative
+    return np.where(negative, np.float32(0), with_stand_ins(losses))
 
 
 @overload

@@ -17,6 +17,7 @@ Lines: TypeAlias = NDArray[np.uint8]
 
 # Larger blocks leave the L2 cache; smaller ones take the interpreter lock from training more often.
 _BLOCK_NUMBERS: Final = 32_768
+_COMMA: Final = ord(",")
 _SPACE: Final = ord(" ")
 
 
@@ -36,12 +37,12 @@ class RowLayout:
     """A line with blanks, built from left to right, and what stands in the blanks of each row.
 
     Args:
-        kept: (n, k) bool, the array elements to be written; the others become spaces, commas
-            included. The first of a row must be kept if any is. `None` keeps all.
+        kept: (n, k) bool, the array elements that are no blanks; commas stand only between those.
+            `None` if all are.
     """
 
     def __init__(self, *, kept: NDArray[np.bool_] | None) -> None:
-        self._left_out = None if kept is None else ~kept
+        self._commas = None if kept is None else _commas(kept)
         self._template = bytearray()
         self._block = _BLOCK_NUMBERS
         self._scalars: list[_Scalar] = []
@@ -85,14 +86,10 @@ class RowLayout:
                 self._store(array, rows, lines[rows])
 
     def _store(self, array: _Array, rows: slice, lines: Lines) -> None:
-        left_out = None if self._left_out is None else self._left_out[rows]
         for offset, words in array.cells.pieces(array.values[rows]):
-            if left_out is not None:
-                np.copyto(words, _spaces(words.dtype), where=left_out)
             _columns(lines, array, offset, words.dtype)[:] = words
-        if left_out is not None:
-            commas = _columns(lines, array, -1, np.dtype(np.uint8))[:, 1:]
-            np.copyto(commas, _SPACE, where=left_out[:, 1:])
+        if self._commas is not None:
+            _columns(lines, array, -1, np.dtype(np.uint8))[:, 1:] = self._commas[rows, 1:]
 
 
 def _column(lines: Lines, place: int, dtype: np.dtype[Any]) -> Words:
@@ -106,5 +103,8 @@ def _columns(lines: Lines, array: _Array, offset: int, dtype: np.dtype[Any]) -> 
     return np.ndarray(array.values[: len(lines)].shape, dtype, lines, array.place + offset, strides)
 
 
-def _spaces(dtype: np.dtype[Any]) -> Words:
-    return np.frombuffer(b" " * dtype.itemsize, dtype)
+def _commas(kept: NDArray[np.bool_]) -> Lines:
+    """Return what stands in front of each element: a comma if it is kept, and not the first."""
+    commas = kept.view(np.uint8) * np.uint8(_COMMA - _SPACE) + np.uint8(_SPACE)
+    commas[np.arange(len(kept)), kept.argmax(axis=1)] = _SPACE
+    return commas

@@ -6,10 +6,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from aegir_adapters.trainer.cells import FloatCells, IntegerCells
+from aegir_adapters.trainer.cells import (
+    FloatCells,
+    IntegerCells,
+    holds_minus_infinity,
+    with_stand_ins,
+)
 
-POWERS_OF_TEN = [np.float32(f"1e{exponent}") for exponent in range(-37, 39)]
-POWERS_OF_TWO = [np.ldexp(np.float32(1), exponent) for exponent in range(-125, 127)]
+POWERS_OF_TEN = [np.float32(f"1e{exponent}") for exponent in range(-44, 39)]
+POWERS_OF_TWO = [np.ldexp(np.float32(1), exponent) for exponent in range(-149, 127)]
 
 
 def texts(cells: FloatCells | IntegerCells, values: NDArray[Any]) -> list[str]:
@@ -23,9 +28,9 @@ def texts(cells: FloatCells | IntegerCells, values: NDArray[Any]) -> list[str]:
 
 
 def neighbours(value: np.float32) -> list[np.float32]:
-    """Return the float32 around `value`, itself included."""
+    """Return the positive float32 around `value`, itself included."""
     bits = int(value.view(np.int32))
-    return [np.int32(bits + away).view(np.float32) for away in range(-3, 4)]
+    return [np.int32(near).view(np.float32) for near in range(max(bits - 3, 1), bits + 4)]
 
 
 @pytest.mark.parametrize("digits", [5, 6, 7, 8, 9])
@@ -38,10 +43,11 @@ def test_every_decade_border_is_rounded_as_python_rounds_it(digits: int) -> None
 
 
 @pytest.mark.parametrize("digits", [5, 7, 9])
-def test_normal_numbers_are_rounded_as_python_rounds_them(digits: int) -> None:
-    """Bit patterns drawn from all positive normal float32 are rounded to nearest."""
-    bits = np.random.default_rng(0).integers(0x0080_0000, 0x7F80_0000, 20_000, np.uint32)
-    values = bits.view(np.float32)
+def test_positive_numbers_are_rounded_as_python_rounds_them(digits: int) -> None:
+    """Bit patterns drawn from all positive float32, and from the subnormal ones, are nearest."""
+    rng = np.random.default_rng(0)
+    bits = [rng.integers(1, most, 20_000, np.uint32) for most in (0x7F80_0000, 0x0080_0000)]
+    values = np.concatenate(bits).view(np.float32)
     assert texts(FloatCells(digits), values) == [f"{value:.{digits - 1}e}" for value in values]
 
 
@@ -55,6 +61,37 @@ def test_a_number_just_below_a_power_of_ten_is_rounded_up_into_the_next_decade()
         "1.0000e+00",
         "0.0000e+00",
     ]
+
+
+@pytest.mark.parametrize("digits", [5, 6, 7, 8, 9])
+def test_what_is_no_finite_number_is_the_string_of_the_log(digits: int) -> None:
+    """NaN of any payload and infinity fill a cell, beside zero and the largest number."""
+    signalling = np.uint32(0x7FA0_0001).view(np.float32)
+    values = np.array([np.nan, signalling, np.inf, 0, np.finfo(np.float32).max], np.float32)
+    stand_ins = with_stand_ins(values)
+    written = [text.rstrip() for text in texts(FloatCells(digits), stand_ins)]
+    assert written[:3] == ['"NaN"', '"NaN"', '"Infinity"']
+    assert written[3:] == [f"{value:.{digits - 1}e}" for value in values[3:]]
+    assert not holds_minus_infinity(stand_ins)
+
+
+@pytest.mark.parametrize("digits", range(FloatCells.LEAST_FOR_MINUS_INFINITY, 10))
+def test_minus_infinity_needs_a_cell_of_six_digits(digits: int) -> None:
+    """The longest string fits from six digits on."""
+    stand_ins = with_stand_ins(np.array([-np.inf, np.nan], np.float32))
+    assert holds_minus_infinity(stand_ins)
+    assert texts(FloatCells(digits), stand_ins)[0].rstrip() == '"-Infinity"'
+    assert len('"-Infinity"') > FloatCells(FloatCells.LEAST_FOR_MINUS_INFINITY - 1).width
+
+
+def test_a_blank_is_nothing_but_spaces() -> None:
+    """Whatever the width of the cell, and beside numbers."""
+    for largest in (7, 10_000, 100_000, 10**8 - 1):
+        blank, number = texts(IntegerCells(largest), np.array([IntegerCells.BLANK, largest]))
+        assert (blank.strip(), number.strip()) == ("", str(largest))
+    for digits in range(5, 10):
+        blank, number = texts(FloatCells(digits), np.array([FloatCells.BLANK, 1], np.float32))
+        assert (blank.strip(), float(number)) == ("", 1.0)
 
 
 @pytest.mark.parametrize(

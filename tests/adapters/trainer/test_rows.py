@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aegir_adapters.trainer.cells import IntegerCells
 from aegir_adapters.trainer.columns import SAEColumns
 from aegir_adapters.trainer.rows import Precision, RowEncoder, encode_rows
 from aegir_adapters.trainer.rows_exact import exact_lines
 from aegir_stream import codec
-from aegir_stream.errors import AegirError, MalformedEventError
+from aegir_stream.errors import MalformedEventError, OptionError
 from aegir_stream.events import SAELogRecord
 
 DECLARED = RowEncoder()
@@ -188,17 +189,52 @@ def test_ids_are_exact(index: int) -> None:
 
 def test_an_odd_record_is_written_with_the_shortest_digits() -> None:
     """A float32 is not widened into the digits of a float64."""
-    assert b":[0.1,1e-45]," in encode_rows(columns_of([[0.1, 1e-45]]))
+    columns = columns_of([[0.1, 1e-45]], indices=[[IntegerCells.LIMIT, 0]])
+    assert b":[0.1,1e-45]," in encode_rows(columns)
 
 
-@pytest.mark.parametrize("odd", [NAN, INFINITY, -INFINITY, 1e-45])
-def test_one_odd_record_leaves_its_neighbours_alone(odd: float) -> None:
+@pytest.mark.parametrize(
+    ("name", "odd"), [("indices", IntegerCells.LIMIT), ("reconstruction_loss", -1)]
+)
+def test_one_odd_record_leaves_its_neighbours_alone(name: str, odd: int) -> None:
     """Only the record that does not fit the cells is written otherwise, in its place."""
-    usual = encode_rows(columns_of([[2.0], [2.0], [2.0]])).splitlines()
-    columns = columns_of([[2.0], [odd], [2.0]])
+    columns = columns_of([[2.0], [2.0], [2.0]], indices=[IntegerCells.LIMIT - 1])
+    usual = encode_rows(columns).splitlines()
+    getattr(columns, name)[1] = odd
     mixed = encode_rows(columns).splitlines()
     assert mixed[0::2] == usual[0::2]
+    assert len(mixed[1]) < len(usual[1])
     assert agrees(decode(mixed[1])[0], columns, 1, DECLARED.precision)
+
+
+@pytest.mark.parametrize("value", [NAN, INFINITY, -INFINITY, 1e-45, 1e-39, 3.402_823_5e38])
+@pytest.mark.parametrize("encoder", [DECLARED, EXACT])
+def test_no_activation_leaves_the_fast_path(encoder: RowEncoder, value: float) -> None:
+    """A diverged policy gives nothing but such records: they are lines of one width too."""
+    columns = columns_of([[2.0, 0.0], [value, value], [0.0, value]])
+    lines = encoder.encode(columns).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert all(
+        agrees(record, columns, row, encoder.precision)
+        for row, record in enumerate(decode(b"\n".join(lines)))
+    )
+
+
+@pytest.mark.parametrize("loss", [0.0, NAN, INFINITY, -INFINITY, 1e-45, 3.402_823_5e38])
+def test_only_a_negative_loss_leaves_the_fast_path(loss: float) -> None:
+    """Zero, the smallest, the largest and the non-finite losses are lines of one width too."""
+    columns = columns_of([[2.0], [2.0]])
+    columns.reconstruction_loss[1] = loss
+    usual, line = encode_rows(columns).splitlines()
+    assert len(line) == len(usual)
+    assert agrees(decode(line)[0], columns, 1, DECLARED.precision)
+
+
+def test_minus_infinity_adds_a_digit() -> None:
+    """Its string is longer than five digits, so that the whole step has six."""
+    columns = columns_of([[2.0], [-INFINITY]])
+    assert b":[2.00000e+00]," in encode_rows(columns)
+    assert b':["-Infinity"],' in encode_rows(columns)
 
 
 def test_records_keep_their_order_over_blocks() -> None:
@@ -237,7 +273,7 @@ def test_the_index_of_what_did_not_fire_may_be_anything() -> None:
 )
 def test_a_precision_that_is_not_offered_is_refused(digits: dict[str, int]) -> None:
     """Fewer digits than promised, or more than a float32 has, are an error."""
-    with pytest.raises(AegirError, match="to 9 digits"):
+    with pytest.raises(OptionError, match="to 9 digits"):
         Precision(**digits)
 
 
