@@ -59,9 +59,10 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     def cursors(self) -> Iterator[str]:
         """Yield the text of the cursor behind each record."""
         # Only this lane's position differs from record to record: spell the others once.
-        head, _, foot = self.before.moved(self.lane, _MARK).text().partition(_MARK.text())
+        mark = f"~{self.lane}:{_MARK.text()}"
+        head, _, foot = self.before.moved(self.lane, _MARK).text().partition(mark)
         for index in range(len(self.records)):
-            yield f"{head}{self._position(index).text()}{foot}"
+            yield f"{head}~{self.lane}:{self._position(index).text()}{foot}"
 
     def _position(self, index: int) -> Position:
         guard = guard_of(self.records[index])
@@ -69,6 +70,7 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _MARK = Position(0, 0)
+"""No segment has the number 0."""
 
 Delivery: TypeAlias = (
     Chunk

@@ -20,7 +20,7 @@ __all__ = ["GUARD_BYTES", "Cursor", "Position", "guard_of", "guard_of_end"]
 GUARD_BYTES = 64
 """How many bytes before an offset its guard covers, at most: the end of the line before it."""
 
-_TEXT = re.compile(r"([0-9a-z]+)((?:~rank\d+(?:-\d+)?:\d+:\d+:\d+:[0-9a-f]{8})*)")
+_TEXT = re.compile(r"([0-9a-f]+)((?:~rank\d+(?:-\d+)?:\d+:\d+:\d+:[0-9a-f]{8})*)")
 
 
 class Position(msgspec.Struct, frozen=True, order=True):

@@ -13,6 +13,8 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from aegir_stream.fork import in_forked_child
+
 __all__ = ["AppendHandle", "Disk", "Reading"]
 
 _COPY_BYTES = 1 << 20
@@ -30,12 +32,14 @@ class Reading(NamedTuple):
 
 
 class AppendHandle:
-    """An open file that only grows. One thread owns it."""
+    """An open file that only grows. One thread owns it; a forked child does not inherit it."""
 
     def __init__(self, path: Path, *, exclusive: bool = False) -> None:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
         self._fd: int | None = os.open(path, flags | (os.O_EXCL if exclusive else 0), 0o644)
         self.path = path
+        # A lock ends with the last descriptor that holds it, a child's included.
+        in_forked_child(self, AppendHandle.close)
 
     @property
     def fd(self) -> int:
@@ -79,10 +83,6 @@ class AppendHandle:
         """Return up to `size` bytes from `offset`."""
         return os.pread(self.fd, size, offset)
 
-    def sync(self) -> None:
-        """Return when what was written is on the medium."""
-        os.fdatasync(self.fd)
-
     def close(self) -> None:
         """Close the descriptor, and with it the lock. Idempotent."""
         if self._fd is not None:
@@ -115,6 +115,25 @@ class Disk:
             os.close(fd)
         return Reading(status.st_size, (status.st_dev, status.st_ino), first, data)
 
+    def is_held(self, path: Path) -> bool:
+        """Tell whether a writer holds the lock of a file; `True` where there are no locks.
+
+        Asking takes a shared lock for a moment, so never ask about a file that may be one's own.
+
+        Raises:
+            OSError: as the system calls do (`FileNotFoundError`, ...).
+        """
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            if not isinstance(error, BlockingIOError) and error.errno not in _NO_LOCKS:
+                raise
+            return True
+        finally:
+            os.close(fd)
+        return False
+
     def names(self, directory: Path) -> list[str]:
         """Return the names in a directory, sorted; none if it does not exist."""
         try:
@@ -144,32 +163,31 @@ class Disk:
 
         A hard link where the file system has them, else a copy that is synced before it is renamed.
         """
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        self.remove(temporary)
+        temporary = _beside(target)
         try:
-            os.link(source, temporary)
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            self._copy(source, temporary)
-        self.replace(temporary, target)
-        # Renaming one link of a file over another link of the same file leaves both in place.
-        self.remove(temporary)
+            self._link_or_copy(source, temporary)
+            self.replace(temporary, target)
+        finally:
+            # Renaming one link of a file over another link of the same file leaves both in place.
+            self.remove(temporary)
 
     def write(self, path: Path, content: bytes) -> None:
         """Replace a small file atomically: a reader sees the old content or the new."""
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        self.replace(temporary, path)
+        temporary = _beside(path)
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            self.replace(temporary, path)
+        finally:
+            self.remove(temporary)
 
     def create(self, path: Path, content: bytes) -> bool:
         """Create a small file whole, unless it exists; tell whether this call made it."""
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
-        temporary.write_bytes(content)
+        temporary = _beside(path)
         try:
+            temporary.write_bytes(content)
             os.link(temporary, path)
         except FileExistsError:
             return False
@@ -189,9 +207,22 @@ class Disk:
             return False
         return True
 
+    def _link_or_copy(self, source: Path, target: Path) -> None:
+        try:
+            os.link(source, target)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            self._copy(source, target)
+
     def _copy(self, source: Path, target: Path) -> None:
         with source.open("rb") as reader, target.open("wb") as writer:
             while piece := reader.read(_COPY_BYTES):
                 writer.write(piece)
             writer.flush()
             os.fsync(writer.fileno())
+
+
+def _beside(path: Path) -> Path:
+    """Return a temporary name next to `path` that no other process on any host uses."""
+    return path.with_name(f".{path.name}.{os.urandom(6).hex()}.tmp")

@@ -30,6 +30,10 @@ OpenSource = Callable[[str | None, Start], RunSource]
 """Opens the hub's stream from a cursor, or from a start."""
 
 _RING_BYTES = 8 << 20
+_BLOCK_BYTES = 256
+"""What a block weighs beside its records."""
+
+_RETRY_S = 0.25
 
 
 class Block(msgspec.Struct, Generic[T], frozen=True):
@@ -113,7 +117,9 @@ class Hub(Generic[T]):
                     async for block in blocks:
                         yield block
                 if not subscription.arrived:
-                    await self._next_news()
+                    # Ahead of the hub, which will see the same soon; or reading fails for now.
+                    with anyio.move_on_after(_RETRY_S):
+                        await self._next_news()
                     continue
                 async with aclosing(self._ride(subscription)) as blocks:
                     async for block in blocks:
@@ -141,7 +147,8 @@ class Hub(Generic[T]):
     def _admit(self, delivery: Delivery, after: Cursor) -> None:
         self._tail = after
         if not isinstance(delivery, CaughtUp | Idle):
-            size = sum(map(len, delivery.records)) if isinstance(delivery, Chunk) else 0
+            records = delivery.records if isinstance(delivery, Chunk) else ()
+            size = _BLOCK_BYTES + sum(map(len, records))
             self._ring.append((Block(delivery, self._render(delivery)), after, size))
             self._delivered += 1
             self._held += size
@@ -196,15 +203,15 @@ class _Subscription(Generic[T]):
         """Yield what stands in the file between this place and the goal.
 
         Afterwards `arrived` says whether the ring can take over: it cannot when the subscriber came
-        with a cursor that is ahead of the hub.
+        with a cursor that is ahead of the hub or could not be judged yet, or when reading failed.
         """
-        tail, delivered = goal
+        source, (tail, delivered) = self._source, goal
         while deliveries := await self._read(tail):
             for delivery in deliveries:
                 if not self._is_noise(delivery):
                     yield Block(delivery, self._render(delivery))
-        self.place, self.seen = self._source.cursor, delivered
-        self.arrived = not _ahead(self.place, tail)
+        self.place, self.seen = source.cursor, delivered
+        self.arrived = source.judged and not source.stalled and not _ahead(self.place, tail)
         if self.arrived and _behind(self.place, tail):
             fell = FellBehind(reason="the file no longer holds what the hub has read from it")
             yield Block(fell, self._render(fell))
@@ -220,8 +227,9 @@ class _Subscription(Generic[T]):
 
 
 def _ahead(place: Cursor, tail: Cursor) -> bool:
+    """Tell whether `place` is behind records that the ring, from `tail` on, would bring again."""
     return any(
-        lane in tail.lanes and (at.segment, at.offset) > _spot(tail, lane)
+        (at.segment, at.offset) > _spot(tail, lane) if lane in tail.lanes else at.offset > 0
         for lane, at in place.lanes.items()
     )
 

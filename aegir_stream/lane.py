@@ -45,6 +45,7 @@ class LaneReader:
         lane: name of the lane.
         plan: numbers of the segments to read first; later ones follow in their order.
         at: where to start in the first segment of `plan`.
+        whole: whether `plan` is all there is, so that what it lacks is told.
     """
 
     def __init__(
@@ -55,223 +56,260 @@ class LaneReader:
         lane: str,
         plan: Iterable[int] = (),
         at: Position | None = None,
+        whole: bool = False,
     ) -> None:
         self._run = run
+        self._whole = whole
         self._stream = STREAMS[stream]
         self._lane = lane
         self._plan = deque(plan)
         self._at = at
-        self._tail: Tail | None = None
-        self._place: Place | None = None
+        self._segment: _Segment | None = None
         self._found: list[Placed] = []
-        self._guard = 0
-        self._attempt = 0
-        self._rank = 0
         self._switch: SourceSwitch | None = None
-        self._ended = False
-        self._stalled = False
+        self.stalled = False
 
     @property
     def position(self) -> Position:
         """Place behind everything that was read."""
-        if self._tail is None or self._place is None:
+        if self._segment is None:
             return self._at or Position(self._plan[0] if self._plan else 1, 0)
-        return Position(self._place.segment, self._tail.offset, 0, self._guard)
+        return self._segment.position
 
     def poll(self, *, until: Position | None = None) -> list[Placed]:
         """Return what can be read now, up to about 256 KiB, each with the place behind it.
 
         Nothing if nothing new is there. Chunks carry no composite cursor yet: the source fills it
-        in.
+        in. What fails for now is told once, by `Stalled`, and `stalled` until it works again.
         """
         self._found = []
-        while not self._found:
-            if (self._tail is None or self._ended) and not self._advance(until):
-                break
-            if not self._read(until):
-                break
+        try:
+            while not self._found and self._proceed(until):
+                pass
+        except OSError as error:
+            self._stall(error.strerror or str(error))
         return self._found
 
-    def _say(self, delivery: Delivery, *, end: int | None = None, line: bytes = b"") -> None:
-        """Hand out a delivery that stands behind `line`, or behind everything that was read."""
-        at = self.position
-        if end is not None:
-            at = Position(at.segment, end, 0, guard_of(line))
-        self._found.append((delivery, at))
+    def _proceed(self, until: Position | None) -> bool:
+        """Read on in the segment, or go on to the next; tell whether there may be more."""
+        segment = self._segment
+        if segment is None or segment.ended:
+            segment = self._advance(until)
+        return segment is not None and self._read(segment, until)
+
+    def _say(self, delivery: Delivery, *, at: Position | None = None) -> None:
+        """Hand out a delivery that stands before `at`, or behind everything that was read."""
+        self._found.append((delivery, at or self.position))
 
     # -- inside a segment --------------------------------------------------------------------------
 
-    def _read(self, until: Position | None) -> bool:
-        """Take one look at the current segment; tell whether there may be more."""
-        if self._tail is None or self._place is None:
-            return False
-        limit = until.offset if until and self._place.segment == until.segment else None
-        look = self._tail.look(until=limit)
+    def _read(self, segment: _Segment, until: Position | None) -> bool:
+        """Take one look at the segment; tell whether there may be more."""
+        limit = until.offset if until and segment.number == until.segment else None
+        look = segment.tail.look(until=limit)
         match look.outcome:
             case "failed":
                 return self._stall(look.reason)
             case "missing" | "replaced":
-                return self._relocate()
+                return self._relocate(segment, look.outcome)
             case "truncated":
-                return self._start_over()
-        self._stalled = False
-        self._digest(look)
-        done = look.outcome == "end" and not self._place.growing and limit is None
-        self._ended = self._ended or done
-        return self._ended or look.outcome == "lines"
+                return self._start_over(segment)
+        self.stalled = False
+        self._digest(segment, look)
+        done = look.outcome == "end" and not segment.place.growing and limit is None
+        segment.ended = segment.ended or done
+        return segment.ended or look.outcome == "lines"
 
-    def _digest(self, look: Look) -> None:
-        for skipped in look.oversize:
-            self._say(self._corrupt(skipped.offset, skipped.length, "line too long"))
+    def _digest(self, segment: _Segment, look: Look) -> None:
         batch = _Batch()
         for line, end in zip(look.lines, look.ends, strict=True):
+            segment.behind(line, end)
             if codec.is_control(line):
-                batch = self._hand_out(batch)
-                self._obey(line, end)
+                batch = self._hand_out(segment, batch)
+                self._obey(segment, line)
             elif line:
-                batch = self._gather(line, end, batch)
-        self._hand_out(batch)
-        if look.lines:
-            self._guard = guard_of(look.lines[-1])
+                batch = self._gather(segment, line, batch)
+        self._hand_out(segment, batch)
+        for skipped in look.oversize:
+            segment.behind_anything()
+            self._say(segment.corrupt(skipped.offset, skipped.length, "line too long"))
 
-    def _gather(self, line: bytes, end: int, batch: _Batch) -> _Batch:
+    def _gather(self, segment: _Segment, line: bytes, batch: _Batch) -> _Batch:
+        at = segment.position
         try:
-            batch.add(line, codec.head(line, self._stream.kind), end)
+            batch.add(line, codec.head(line, self._stream.kind), at)
         except MalformedEventError as error:
-            batch = self._hand_out(batch)
-            corrupt = self._corrupt(end - len(line) - 1, len(line) + 1, str(error))
-            self._say(corrupt, end=end, line=line)
+            batch = self._hand_out(segment, batch)
+            start = at.offset - len(line) - 1
+            self._say(segment.corrupt(start, len(line) + 1, str(error)), at=at)
         return batch
 
-    def _hand_out(self, batch: _Batch) -> _Batch:
+    def _hand_out(self, segment: _Segment, batch: _Batch) -> _Batch:
         """Hand out what was gathered; return an empty batch."""
-        if batch.records and self._place:
+        if batch.records:
             chunk = Chunk(
                 lane=self._lane,
-                rank=self._rank,
-                attempt=self._attempt,
-                segment=self._place.segment,
+                rank=segment.rank,
+                attempt=segment.attempt,
+                segment=segment.number,
                 records=tuple(batch.records),
                 heads=tuple(batch.heads),
-                ends=tuple(batch.ends),
+                ends=tuple(at.offset for at in batch.places),
                 before=Cursor("0", {}),
             )
-            self._say(chunk, end=batch.ends[-1], line=batch.records[-1])
+            self._say(chunk, at=batch.places[-1])
         return _Batch()
 
-    def _obey(self, line: bytes, end: int) -> None:
+    def _obey(self, segment: _Segment, line: bytes) -> None:
         """Act on a control line."""
         match codec.decode_control(line):
             case Open() as opening:
-                if self._attempt and opening.attempt > self._attempt:
-                    self._say(_rewound(opening), end=end, line=line)
-                self._attempt, self._rank = opening.attempt, opening.rank
+                if opening.attempt > segment.attempt > 0:
+                    self._say(_rewound(opening))
+                segment.attempt, segment.rank = opening.attempt, opening.rank
             case Gap() | Note() as event:
-                self._say(event, end=end, line=line)
+                self._say(event)
             case Seal(checkpoint=checkpoint, step=step):
-                self._say(Checkpoint(step=step, checkpoint=checkpoint), end=end, line=line)
-                self._ended = True
+                self._say(Checkpoint(step=step, checkpoint=checkpoint))
+                segment.ended = True
             case Close(status=status):
                 if status != "abandoned":
-                    self._say(Closed(status=status), end=end, line=line)
-                self._ended = self._stream.sealed
+                    self._say(Closed(status=status))
+                segment.ended = self._stream.sealed
 
     def _stall(self, reason: str) -> bool:
-        if not self._stalled and self._tail:
-            self._say(Stalled(path=str(self._tail.path), reason=reason))
-        self._stalled = True
+        if not self.stalled:
+            path = self._segment.tail.path if self._segment else self._run.root
+            self._say(Stalled(path=str(path), reason=reason))
+        self.stalled = True
         return False
 
     # -- from segment to segment -------------------------------------------------------------------
 
-    def _advance(self, until: Position | None) -> bool:
-        """Enter the next segment; `False` while there is none."""
+    def _advance(self, until: Position | None) -> _Segment | None:
+        """Enter the next segment; `None` while there is none."""
+        left = self._segment
         if self._plan:
             wanted = self._plan[0]
-        elif self._place and not self._newer_than(self._place):
-            return False
+        elif left and not self._newer_than(left):
+            return None
         else:
-            wanted = self._place.segment + 1 if self._place else 1
+            wanted = left.number + 1 if left else 1
         lineage = self._survey()
         number = min((n for n in lineage.places if n >= wanted), default=None)
         if number is None or (until and number > until.segment):
-            return False
-        if self._plan:
+            return None
+        while self._plan and self._plan[0] <= number:
             self._plan.popleft()
-        self._enter(lineage.places[number])
-        return True
+        self._segment = self._enter(lineage.places[number], left)
+        return self._segment
 
-    def _newer_than(self, place: Place) -> bool:
-        """Tell, without listing directories, whether a segment after `place` may be there."""
+    def _newer_than(self, left: _Segment) -> bool:
+        """Tell, without listing directories, whether a segment after `left` may be there."""
         if not self._stream.sealed:
             return False
         header = read_header(self._run, self._run.live(self._stream.name, self._lane))
-        return header is None or header.segment > place.segment
+        return header is None or header.segment > left.number
 
     def _survey(self) -> Lineage:
         return survey(self._run, stream=self._stream.name, lane=self._lane)
 
-    def _enter(self, place: Place) -> None:
-        header = read_header(self._run, place.path)
-        left = self._place.segment if self._place else None
+    def _enter(self, place: Place, left: _Segment | None) -> _Segment:
+        header = place.header(self._run)
         at = self._at if self._at and self._at.segment == place.segment else None
-        self._tail = Tail(self._run.disk, place.path, offset=at.offset if at else 0)
-        self._guard = at.guard if at else 0
-        self._place, self._at, self._ended = place, None, False
-        self._attempt = header.attempt if header else self._attempt or 1
-        self._rank = header.rank if header else self._rank
-        if header and left is not None and header.previous != left:
+        segment = self._segment = _Segment.at(self._run, place, at)
+        self._at = None
+        segment.rank = header.rank if header else 0
+        segment.attempt = header.attempt if header else 1
+        if at and at.offset and not self._stream.sealed:
+            segment.attempt = segment.tail.attempt_before() or segment.attempt
+        if header and left and header.previous != left.number:
             self._say(_rewound(header))
+        if header and left is None and at is None and self._whole and header.previous:
+            self._say(segment.reset(f"continues segment {header.previous}, which is gone"))
         if header is None and place.source.startswith("snapshot:"):
             checkpoint = place.source.removeprefix("snapshot:")
             self._say(Checkpoint(step=place.segment, checkpoint=checkpoint))
+        self._say_switch(segment, continues=header.continues if header else None)
+        return segment
+
+    def _say_switch(self, segment: _Segment, *, continues: str | None) -> None:
         switch = SourceSwitch(
-            source=place.source,
-            path=str(place.path),
-            attempt=self._attempt,
-            continues=header.continues if header else None,
+            source=segment.place.source,
+            path=str(segment.place.path),
+            attempt=segment.attempt,
+            continues=continues,
         )
         # The live path stays the source when a checkpoint puts a fresh segment there.
         if switch != self._switch:
             self._say(switch)
         self._switch = switch
 
-    def _relocate(self) -> bool:
+    def _relocate(self, segment: _Segment, outcome: str) -> bool:
         """The file at our path is another one now: find where our segment went."""
-        if self._tail is None or self._place is None:
-            return False
         lineage = self._survey()
-        place = lineage.places.get(self._place.segment)
-        if place and place.path != self._tail.path:
-            self._place, self._tail.path = place, place.path
+        place = lineage.places.get(segment.number)
+        if place and place.path != segment.tail.path:
+            segment.place, segment.tail.path = place, place.path
             return True
+        if place and outcome == "missing":
+            return self._stall("the file is missing")
         if place:
-            self._tail, self._guard = Tail(self._run.disk, place.path), 0
-            self._say(self._reset("was replaced by another log; reading starts at its beginning"))
+            self._segment = segment = _Segment.at(self._run, place, None)
+            self._say(segment.reset("was replaced by another log; reading starts at its beginning"))
             return True
-        if lineage.newest is not None and lineage.newest > self._place.segment:
-            self._ended = True
-            self._say(self._reset("is gone; reading goes on behind it"))
+        if lineage.newest is not None and lineage.newest > segment.number:
+            segment.ended = True
+            self._say(segment.reset("is gone; reading goes on behind it"))
             return True
         return False
 
-    def _start_over(self) -> bool:
+    def _start_over(self, segment: _Segment) -> bool:
         """Go on at the end of what a truncation left: what is there was delivered before."""
-        if self._tail:
-            self._tail.move_to_end()
-            self._guard = self._tail.guard()
-        self._say(self._reset("was truncated; reading goes on at its end"))
+        segment.tail.move_to_end()
+        segment.behind_anything()
+        self._say(segment.reset("was truncated; reading goes on at its end"))
         return True
 
-    # -- what is said ------------------------------------------------------------------------------
 
-    def _corrupt(self, offset: int, length: int, reason: str) -> Corrupt:
-        path = str(self._tail.path) if self._tail else ""
-        return Corrupt(path=path, offset=offset, length=length, reason=reason)
+class _Segment(msgspec.Struct):
+    """The segment that is being read, and how far."""
 
-    def _reset(self, reason: str) -> Reset:
-        path = str(self._tail.path) if self._tail else ""
-        return Reset(path=path, reason=f"The file {reason}")
+    place: Place
+    tail: Tail
+    position: Position
+    attempt: int = 0
+    rank: int = 0
+    ended: bool = False
+
+    @classmethod
+    def at(cls, run: RunDirectory, place: Place, at: Position | None) -> _Segment:
+        tail = Tail(
+            run.disk,
+            place.path,
+            offset=at.offset if at else 0,
+            identity=place.opening,
+            inode=place.inode,
+        )
+        return cls(place, tail, at or Position(place.segment, 0))
+
+    @property
+    def number(self) -> int:
+        return self.place.segment
+
+    def behind(self, line: bytes, end: int) -> None:
+        """Move behind a line that ends at `end`."""
+        self.position = Position(self.number, end, 0, guard_of(line))
+
+    def behind_anything(self) -> None:
+        """Move behind what the tail has passed over."""
+        self.position = Position(self.number, self.tail.offset, 0, self.tail.guard())
+
+    def corrupt(self, offset: int, length: int, reason: str) -> Corrupt:
+        return Corrupt(path=str(self.tail.path), offset=offset, length=length, reason=reason)
+
+    def reset(self, reason: str) -> Reset:
+        return Reset(path=str(self.tail.path), reason=f"The file {reason}")
 
 
 class _Batch(msgspec.Struct):
@@ -279,12 +317,12 @@ class _Batch(msgspec.Struct):
 
     records: list[bytes] = []
     heads: list[codec.RecordHead] = []
-    ends: list[int] = []
+    places: list[Position] = []
 
-    def add(self, line: bytes, head: codec.RecordHead, end: int) -> None:
+    def add(self, line: bytes, head: codec.RecordHead, at: Position) -> None:
         self.records.append(line)
         self.heads.append(head)
-        self.ends.append(end)
+        self.places.append(at)
 
 
 def _rewound(opening: Open) -> Rewound:

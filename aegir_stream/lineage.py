@@ -16,25 +16,39 @@ from aegir_stream import codec
 from aegir_stream.events import Open
 from aegir_stream.layout import STREAMS, RunDirectory
 
-__all__ = ["Lineage", "Place", "read_header", "survey"]
+__all__ = ["HEAD_BYTES", "Lineage", "Place", "read_header", "survey"]
 
-_HEAD_BYTES = 4096
+HEAD_BYTES = 4096
+"""How much of a file is read for its first line."""
+
+Inode = tuple[int, int]
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
     """Where a segment lies.
+
+    A closed segment stays what it is; the live path may name another segment at any moment, so what
+    was seen there is kept.
 
     Attributes:
         segment: its number.
         path: the file.
         source: `live`, `snapshot:checkpoint-N` or `history:NNNNN`.
         growing: whether its writer may still append.
+        opening: first line of a growing file, newline included; empty while it is unfinished.
+        inode: (device, inode) of a growing file.
     """
 
     segment: int
     path: Path
     source: str
     growing: bool = False
+    opening: bytes = b""
+    inode: Inode | None = None
+
+    def header(self, run: RunDirectory) -> Open | None:
+        """Return the segment's `Open` line; `None` if it has none."""
+        return codec.decode_opening(self.opening) if self.growing else read_header(run, self.path)
 
 
 class Lineage(msgspec.Struct, frozen=True):
@@ -60,7 +74,7 @@ class Lineage(msgspec.Struct, frozen=True):
         at = self.newest
         while at is not None and at in self.places:
             chain.append(at)
-            header = read_header(run, self.places[at].path)
+            header = self.places[at].header(run)
             before = max((n for n in self.places if n < at), default=None)
             at = header.previous if header else before
         return chain[::-1]
@@ -69,42 +83,67 @@ class Lineage(msgspec.Struct, frozen=True):
 def survey(run: RunDirectory, *, stream: str, lane: str) -> Lineage:
     """Look up the segments of a lane: closed ones, and the live tail.
 
-    A stream that is not sealed is one growing segment. Where `history/` is missing, the
-    checkpoints' snapshots stand in for it.
+    A stream that is not sealed is one growing segment.
+
+    Raises:
+        OSError: a directory or the live tail cannot be read.
     """
-    live = run.live(stream, lane)
+    # The live tail first: what a checkpoint moves away meanwhile is then found among the closed.
+    live = _look(run, run.live(stream, lane))
     if not STREAMS[stream].sealed:
-        feed = Place(segment=1, path=live, source="live", growing=True)
-        return Lineage({1: feed} if run.disk.exists(live) else {})
-    places = {
-        file.segment: Place(
-            segment=file.segment, path=file.path, source=_source(file.label, file.segment)
-        )
-        for file in run.history(lane)
-    } or _snapshots(run, lane)
-    if run.disk.exists(live):
-        header = read_header(run, live)
+        return Lineage({1: live} if live else {})
+    places = _closed(run, lane)
+    if live:
+        header = live.header(run)
         number = header.segment if header else max(places, default=0) + 1
         # Between a seal and the fresh segment the live path is one more name of the sealed one.
-        places.setdefault(number, Place(segment=number, path=live, source="live", growing=True))
+        places.setdefault(number, msgspec.structs.replace(live, segment=number))
     return Lineage(places)
 
 
 def read_header(run: RunDirectory, path: Path) -> Open | None:
-    """Return the `Open` line of a segment; `None` if it has none or cannot be read now."""
+    """Return the `Open` line of a file; `None` if it has none or cannot be read now."""
     try:
-        head = run.disk.read(path, offset=0, size=_HEAD_BYTES).data
+        return codec.decode_opening(run.disk.read(path, offset=0, size=HEAD_BYTES).data)
     except OSError:
         return None
-    return codec.decode_opening(head)
 
 
-def _snapshots(run: RunDirectory, lane: str) -> dict[int, Place]:
+def _look(run: RunDirectory, live: Path) -> Place | None:
+    try:
+        reading = run.disk.read(live, offset=0, size=HEAD_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    line, newline, _ = reading.data.partition(b"\n")
+    return Place(
+        segment=1,
+        path=live,
+        source="live",
+        growing=True,
+        opening=line + newline if newline else b"",
+        inode=reading.inode,
+    )
+
+
+def _closed(run: RunDirectory, lane: str) -> dict[int, Place]:
+    """Return the segments under `history/`, and those that only a checkpoint still holds."""
+    history = {
+        file.segment: Place(
+            segment=file.segment, path=file.path, source=_source(file.label, file.segment)
+        )
+        for file in run.history(lane)
+    }
+    return _snapshots(run, lane, numbered_by_step=not history) | history
+
+
+def _snapshots(run: RunDirectory, lane: str, *, numbered_by_step: bool) -> dict[int, Place]:
     places = {}
     for checkpoint in run.checkpoints():
         path = run.snapshot(checkpoint.name, lane)
-        if run.disk.exists(path):
-            header = read_header(run, path)
+        if not run.disk.exists(path):
+            continue
+        header = read_header(run, path)
+        if header or numbered_by_step:
             number = header.segment if header else checkpoint.step
             source = f"snapshot:{checkpoint.name}"
             places[number] = Place(segment=number, path=path, source=source)

@@ -28,6 +28,7 @@ class Pacer:
         clock: what to sleep on.
         fastest_s: first wait after news.
         slowest_s: longest wait.
+        notify: whether file notification may cut waits short.
     """
 
     def __init__(
@@ -36,19 +37,26 @@ class Pacer:
         *,
         fastest_s: float = 0.005,
         slowest_s: float = 0.25,
+        notify: bool = True,
     ) -> None:
         self._clock = clock
         self._fastest_s = fastest_s
         self._slowest_s = slowest_s
+        self._notify = notify
         self._hint: FileHint | None = None
         self._wait_s = fastest_s
 
-    def watch(self, directory: Path) -> bool:
-        """Let file notification cut waits short from now on; tell whether it was taken up now."""
-        if self._hint is None:
+    async def pause(self, directory: Path) -> None:
+        """Wait after a look that found nothing in a directory.
+
+        The first time, file notification is taken up where there is any; then this returns at once,
+        for what was written between that look and the watch.
+        """
+        if self._notify and self._hint is None:
             self._hint = FileHint.of(directory)
-            return self._hint is not None
-        return False
+            if self._hint:
+                return
+        await self.wait()
 
     def close(self) -> None:
         """Stop watching."""

@@ -11,34 +11,25 @@ import atexit
 import contextlib
 import functools
 import logging
-import os
 import threading
 import weakref
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeAlias, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import msgspec
 
+from aegir_stream.backlog import Backlog, Command, Overflow
 from aegir_stream.clock import SystemClock
 from aegir_stream.errors import WriteLostError
 from aegir_stream.events import Gap, Note
+from aegir_stream.fork import in_forked_child
 from aegir_stream.typing import Append, Clock, EventBatch, Sealed, Sink
-
-if TYPE_CHECKING:
-    from asyncio import AbstractEventLoop
 
 __all__ = ["Overflow", "Recorder", "RecorderStatistics"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-Overflow: TypeAlias = Literal["drop_newest", "drop_oldest", "block"]
-"""What `Recorder.emit` does when the queue is full.
-
-`drop_newest` refuses the batch at hand, `drop_oldest` the oldest ones in the queue; `block` waits
-up to `block_s` for space, then refuses. What is refused is counted and becomes a `Gap` in the log.
-"""
 
 _logger = logging.getLogger("aegir_stream")
 
@@ -72,15 +63,6 @@ class RecorderStatistics(msgspec.Struct, frozen=True, kw_only=True):
     write_ms: float = 0.0
 
 
-class _Command(msgspec.Struct):
-    """Something to do in order with the batches; `done` is set when it was tried."""
-
-    action: Callable[[], Awaitable[Any]]
-    done: threading.Event
-    last: bool = False
-    result: Any = None
-
-
 class Recorder:
     """Queues batches for a sink and writes them from one daemon thread.
 
@@ -105,23 +87,18 @@ class Recorder:
         clock: Clock | None = None,
     ) -> None:
         self._sink = sink
-        self._queue_bytes = queue_bytes
-        self._overflow = overflow
-        self._block_s = block_s
+        self._backlog = Backlog(limit_bytes=queue_bytes, overflow=overflow, block_s=block_s)
         self._clock = clock or SystemClock()
-        self._queue: deque[EventBatch | _Command] = deque()
-        self._queued_bytes = 0
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
         self._unreported: Counter[tuple[str, str]] = Counter()
         self._totals = RecorderStatistics()
-        self._wake: Callable[[], None] = lambda: None
+        self._wake: Callable[[], object] = lambda: None
         self._woken = False
         self._thread: threading.Thread | None = None
         self._open = False
-        self._closed = False
-        self._pid = os.getpid()
         self._at_exit = functools.partial(_close_at_exit, weakref.ref(self))
         atexit.register(self._at_exit)
+        in_forked_child(self, Recorder._unlock)
 
     # -- training side -----------------------------------------------------------------------------
 
@@ -155,10 +132,13 @@ class Recorder:
         return command is not None and command.done.wait(timeout_s)
 
     def close(self, *, status: str = "finished", timeout_s: float = 10.0) -> bool:
-        """Write what is queued and close the sink; `False` if that took longer. Idempotent."""
+        """Write what is queued and close the sink; `False` if that took longer. Idempotent.
+
+        `False` as well if the recorder's thread has died or cannot be started.
+        """
         command = self.shield(self._command, lambda: self._sink.aclose(status=status), last=True)
         if command is None:
-            return True
+            return self._backlog.closed
         atexit.unregister(self._at_exit)
         done = command.done.wait(timeout_s)
         if done and self._thread:
@@ -177,72 +157,46 @@ class Recorder:
 
     def statistics(self) -> RecorderStatistics:
         """Return the counts so far."""
-        with self._changed:
-            return msgspec.structs.replace(self._totals, queued_bytes=self._queued_bytes)
+        with self._lock:
+            return msgspec.structs.replace(self._totals, queued_bytes=self._backlog.size_bytes)
 
-    # -- the queue ---------------------------------------------------------------------------------
+    # -- to the other thread -----------------------------------------------------------------------
 
     def _enqueue(self, batch: EventBatch) -> bool:
-        if self._closed or os.getpid() != self._pid:
+        if self._backlog.closed:
             batch.release()
             return False
-        with self._changed:
-            admitted = self._make_room(batch)
-            if admitted:
-                self._queued_bytes += batch.size_bytes
-                self._queue.append(batch)
-        if not admitted:
-            self._refuse(batch)
-        self._start()
-        return admitted
-
-    def _make_room(self, batch: EventBatch) -> bool:
-        """Apply the overflow policy; the lock is held. An empty queue admits any batch."""
-        if self._overflow == "block":
-            self._changed.wait_for(lambda: self._fits(batch), self._block_s)
-        while self._overflow == "drop_oldest" and not self._fits(batch):
-            self._refuse(self._oldest())
-        return self._fits(batch)
-
-    def _oldest(self) -> EventBatch:
-        """Take the oldest batch out of the queue, past the commands."""
-        for index, item in enumerate(self._queue):
-            if not isinstance(item, _Command):
-                del self._queue[index]
-                self._queued_bytes -= item.size_bytes
-                return item
-        raise AssertionError("the queue holds bytes but no batch")
-
-    def _fits(self, batch: EventBatch) -> bool:
-        held = self._queued_bytes
-        return held == 0 or held + batch.size_bytes <= self._queue_bytes
-
-    def _refuse(self, batch: EventBatch) -> None:
-        self._lose(batch, "queue full")
-        batch.release()
+        refused = self._backlog.offer(batch)
+        for each in refused:
+            self._lose(each, "queue full")
+            each.release()
+        self.shield(self._start)
+        self._wake_up()
+        return all(each is not batch for each in refused)
 
     def _command(
         self, action: Callable[[], Awaitable[Any]], *, last: bool = False
-    ) -> _Command | None:
-        if os.getpid() != self._pid:
+    ) -> Command | None:
+        command = Command(action, threading.Event(), last)
+        if self._backlog.closed or not self._start() or not self._backlog.command(command):
             return None
-        command = _Command(action, threading.Event(), last)
-        with self._changed:
-            if self._closed:
-                return None
-            self._closed = last
-            self._queue.append(command)
-        self._start()
+        self._wake_up()
         return command
 
-    def _start(self) -> None:
-        with self._changed:
+    def _start(self) -> bool:
+        """Have the thread run; `False` if it has died."""
+        with self._lock:
             if self._thread is None:
-                self._thread = threading.Thread(
+                thread = threading.Thread(
                     target=self.shield, args=(self._run,), name="aegir-recorder", daemon=True
                 )
-                self._thread.start()
-            # Waking costs a system call and hands the interpreter over: once is enough.
+                thread.start()
+                self._thread = thread
+        return self._thread.is_alive()
+
+    def _wake_up(self) -> None:
+        # Waking costs a system call and hands the interpreter over: once is enough.
+        with self._lock:
             if not self._woken:
                 self._woken = True
                 self._wake()
@@ -260,45 +214,44 @@ class Recorder:
         import asyncio  # noqa: PLC0415 - see _run
 
         loop, awake = asyncio.get_running_loop(), asyncio.Event()
-        with self._changed:
-            self._wake = lambda: _call_soon(loop, awake.set)
+        with self._lock:
+            self._wake = functools.partial(loop.call_soon_threadsafe, awake.set)
         awake.set()
         finished = False
         while not finished:
             await awake.wait()
             awake.clear()
             self._woken = False
-            for item in self._taken():
-                finished = await self._handle(item)
-        with self._changed:
+            finished = await self._work_off()
+        with self._lock:
             self._wake = lambda: None
 
-    def _taken(self) -> Iterator[EventBatch | _Command]:
-        while True:
-            with self._changed:
-                if not self._queue:
-                    return
-                item = self._queue.popleft()
-                if not isinstance(item, _Command):
-                    self._queued_bytes -= item.size_bytes
-                    self._changed.notify_all()
-            yield item
-
-    async def _handle(self, item: EventBatch | _Command) -> bool:
-        """Write a batch or run a command; tell whether it was the last."""
-        if isinstance(item, _Command):
-            return await self._obey(item)
-        with self._shielded(item):
-            await self._ready()
-            await self._write(item)
-        with self._shielded():
-            item.release()
+    async def _work_off(self) -> bool:
+        """Handle what is queued; tell whether the last command was among it."""
+        while (item := self._backlog.take()) is not None:
+            if not isinstance(item, Command):
+                await self._record(item)
+            elif await self._obey(item):
+                return True
         return False
 
-    async def _obey(self, command: _Command) -> bool:
+    async def _record(self, batch: EventBatch) -> None:
+        written = False
+        with self._shielded(batch):
+            await self._ready()
+            await self._write(batch)
+            written = True
+        with self._shielded():
+            batch.release()
+        if written:
+            await self._report(batch.stream)
+
+    async def _obey(self, command: Command) -> bool:
+        """Run a command; tell whether it was the last."""
         with self._shielded():
             if self._open or not command.last:
                 await self._ready()
+                await self._report()
             command.result = await command.action()
         command.done.set()
         return command.last
@@ -307,19 +260,17 @@ class Recorder:
         if not self._open:
             await self._sink.open()
             self._open = True
-        while self._unreported:
-            await self._report_loss()
 
-    async def _report_loss(self) -> None:
-        """Have a loss of the recorder's own written into the log."""
-        with self._changed:
-            (stream, reason), records = self._unreported.popitem()
-        try:
-            await self._sink.mark(Gap(records=records, reason=reason), stream=stream)
-        except OSError:
-            with self._changed:
-                self._unreported[stream, reason] += records
-            raise
+    async def _report(self, stream: str | None = None) -> None:
+        """Tell the recorder's own losses in their streams, or in one; what fails is told later."""
+        with self._lock:
+            losses = list(self._unreported.items())
+        for (lost_in, reason), records in losses:
+            if stream in {None, lost_in}:
+                with self._shielded():
+                    await self._sink.mark(Gap(records=records, reason=reason), stream=lost_in)
+                    with self._lock:
+                        self._unreported -= Counter({(lost_in, reason): records})
 
     async def _write(self, batch: EventBatch) -> None:
         started = self._clock.thread_time()
@@ -362,26 +313,27 @@ class Recorder:
 
     def _lose(self, batch: EventBatch, reason: str) -> None:
         """Count a batch as lost, to be told in the log as soon as that is possible."""
-        with self._changed:
+        with self._lock:
             self._unreported[batch.stream, reason] += batch.records
             self._add(records_dropped=batch.records)
 
     def _count_error(self, last_error: str) -> None:
         first = self.statistics().errors == 0
         self._add(errors=1)
-        with self._changed:
+        with self._lock:
             self._totals = msgspec.structs.replace(self._totals, last_error=last_error)
         if first:
             _logger.warning("Recording failed; training goes on. %s", last_error)
 
+    def _unlock(self) -> None:
+        """Make a forked child's copy harmless: the parent's lock may be held there for ever."""
+        self._lock = threading.RLock()
+        self._wake = lambda: None
+
     def _add(self, **counts: float) -> None:
-        with self._changed:
+        with self._lock:
             fields = {name: getattr(self._totals, name) + n for name, n in counts.items()}
             self._totals = msgspec.structs.replace(self._totals, **fields)
-
-
-def _call_soon(loop: AbstractEventLoop, action: Callable[[], None]) -> None:
-    loop.call_soon_threadsafe(action)
 
 
 def _close_at_exit(reference: weakref.ref[Recorder]) -> None:

@@ -1,11 +1,12 @@
 """The segments that one writer appends to: opened, recovered, sealed, set aside.
 
 A *chain* is a lane of the SAE stream: a live tail that checkpoints seal, each segment naming the
-one it continues. A *feed* is a single file that every attempt appends to.
+one it continues.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from pathlib import Path
 
@@ -13,40 +14,26 @@ import msgspec
 from msgspec.structs import replace
 
 from aegir_stream import codec
+from aegir_stream.attempts import attempt_of
 from aegir_stream.disk import AppendHandle
-from aegir_stream.events import SCHEMA, Close, Open, Seal
-from aegir_stream.layout import STREAMS, RunDirectory, lane_name
-from aegir_stream.lineage import read_header
-from aegir_stream.tail import end_of_last_line
+from aegir_stream.errors import OptionError
+from aegir_stream.events import Close, Open, Seal
+from aegir_stream.layout import HistoryFile, RunDirectory, lane_name
+from aegir_stream.lineage import HEAD_BYTES, survey
+from aegir_stream.opening import (
+    Authorship,
+    begin,
+    closed_on_error,
+    end_torn_line,
+    hold,
+    step_of,
+)
 from aegir_stream.typing import Sealed
 from aegir_stream.writer import SegmentWriter
 
-__all__ = ["Authorship", "SegmentChain", "open_feed"]
+__all__ = ["SegmentChain"]
 
-_HEAD_BYTES = 4096
-_LOOK_BACK_BYTES = 1 << 16
-
-
-class Authorship(msgspec.Struct, frozen=True, kw_only=True):
-    """Who writes, and what the attempt continues; stands in every `Open` line.
-
-    Attributes:
-        log: identity of the run's log.
-        rank: process index.
-        writer: program and version.
-        continues: checkpoint that the attempt resumed from.
-        continues_step: its step.
-        precision: declared significant digits, by field.
-        control_lines: whether control lines are written.
-    """
-
-    log: str
-    rank: int = 0
-    writer: str = ""
-    continues: str | None = None
-    continues_step: int | None = None
-    precision: dict[str, int] = {}
-    control_lines: bool = True
+_ABANDONED = "abandoned"
 
 
 class SegmentChain:
@@ -67,7 +54,8 @@ class SegmentChain:
         self._run = run
         self._author = author
         self._stream = stream
-        self._unpublished: Seal | None = None
+        self._owed: tuple[str, int] | None = None
+        self._last: Sealed | None = None
         self.lane = ""
         self.attempt = 1
         self.segment = 0
@@ -86,102 +74,118 @@ class SegmentChain:
         """The writer of the live tail.
 
         Raises:
-            OSError: the last checkpoint's segment could still not be put in its places.
+            OSError: the last checkpoint's seal could still not be written or put in its places.
         """
-        if self._unpublished:
-            self._publish(self._unpublished)
+        self._finish_seal()
         return self._writer
 
     def seal(self, *, checkpoint: str, step: int) -> Sealed:
         """Close the segment as a checkpoint's snapshot and go on with a fresh one.
 
         The sealed segment appears as `checkpoint-N/sae_features.jsonl` and under `history/` before
-        the live path moves on, so a reader finds every record at every moment.
+        the live path moves on, so a reader finds every record at every moment. The checkpoint that
+        was sealed last may be sealed again, which changes nothing; records written since then
+        cannot join it and stay in the live tail for the next one.
 
         Raises:
+            OptionError: the checkpoint is sealed, and records were written since.
             OSError: a step failed; it is done again before the next write.
         """
-        seal = self.writer.seal(checkpoint=checkpoint, step=step, segment=self.segment)
-        self._unpublished = seal
-        self._publish(seal)
-        return Sealed(
-            checkpoint=seal.checkpoint,
-            step=seal.step,
-            segment=seal.segment,
-            records=seal.records,
-            bytes=seal.bytes,
-            crc32=seal.crc32,
-        )
+        since = self.writer.records
+        if self._last and self._last.checkpoint == checkpoint:
+            return _sealed_again(self._last, records_since=since)
+        self._owed = checkpoint, step
+        return self._seal(checkpoint, step)
 
     def close(self, status: str) -> None:
-        """Write the closing mark and release the file."""
-        self.writer.close(status)
+        """Write the closing mark and release the file.
+
+        Raises:
+            OSError: the mark could not be written, or the last checkpoint's seal not be put in its
+                places, which the next attempt does; the file is released all the same.
+        """
+        try:
+            self._finish_seal()
+        except OSError:
+            self._writer.close(None)
+            raise
+        self._writer.close(status)
 
     # -- opening -----------------------------------------------------------------------------------
 
     def _open(self) -> bool:
         """Start a segment on the lane; `False` if another process writes there."""
-        left = self._left_behind()
+        left = hold(self._run, stream=self._stream, lane=self.lane)
         if left is None:
-            return self._start_first()
-        if not left.lock():
-            left.close()
             return False
-        try:
+        with closed_on_error(left):
+            if not left.size():
+                self._number_after(None)
+                self._writer = self._begin(left, self._continued())
+                return True
+        with contextlib.closing(left):
             header, torn = self._set_aside(left)
             self._number_after(header)
             self._writer = self._start(self._continued(), recovered_torn_bytes=torn)
-        finally:
-            left.close()
-        return True
-
-    def _left_behind(self) -> AppendHandle | None:
-        if not self._run.disk.exists(self.path):
-            return None
-        return self._run.disk.append(self.path)
-
-    def _start_first(self) -> bool:
-        self._number_after(None)
-        try:
-            handle = self._run.disk.append(self.path, exclusive=True)
-        except FileExistsError:
-            return self._open()
-        if not handle.lock():
-            handle.close()
-            return False
-        self._writer = self._begin(handle, self._continued())
         return True
 
     def _number_after(self, header: Open | None) -> None:
         history = self._run.history(self.lane)
-        if header is None and history:
-            header = read_header(self._run, history[-1].path)
         last = max([header.segment if header else 0, *(file.segment for file in history)])
         self.segment = last + 1
-        self.attempt = header.attempt + 1 if header else 1
+        self.attempt = attempt_of(self._run, self._author, stream=self._stream, lane=self.lane)
 
     def _continued(self) -> int | None:
-        """Return the segment sealed at the checkpoint that this attempt resumed from."""
-        sealed = [f for f in self._run.history(self.lane) if f.label == self._author.continues]
-        return sealed[-1].segment if sealed else None
+        """Return the segment sealed at the checkpoint that this attempt resumed from.
+
+        Where that seal was never written, the last one before it on the chain is continued.
+        """
+        resumed_at = self._author.continues_step
+        if resumed_at is None:
+            return None
+        lineage = survey(self._run, stream=self._stream, lane=self.lane)
+        steps = {number: step_of(place.source) for number, place in lineage.places.items()}
+        exact = [number for number, step in steps.items() if step == resumed_at]
+        if exact:
+            return max(exact)
+        sealed = ((number, steps[number]) for number in reversed(lineage.surviving(self._run)))
+        return next((n for n, step in sealed if step is not None and step < resumed_at), None)
 
     def _set_aside(self, left: AppendHandle) -> tuple[Open | None, int]:
         """Move what an earlier attempt left to `history/`; return its header and torn bytes."""
-        torn = _end_torn_line(left)
-        header = codec.decode_opening(left.read(0, _HEAD_BYTES))
-        last = codec.decode_control(_last_line(left))
+        torn = end_torn_line(left)
+        header = codec.decode_opening(left.read(0, HEAD_BYTES))
+        last = self._run.ending_of(self.path)
         if not isinstance(last, Seal | Close) and self._author.control_lines:
-            left.write(codec.encode(Close(status="abandoned")))
-        label = last.checkpoint if isinstance(last, Seal) else "abandoned"
+            left.write(codec.encode(Close(status=_ABANDONED)))
+        label = last.checkpoint if isinstance(last, Seal) else _ABANDONED
         history = self._run.history(self.lane)
-        number = header.segment if header else len(history) + 1
-        if all(file.segment != number for file in history):
+        if history and self._is_kept(left, history[-1]):
+            label = history[-1].label
+        else:
+            number = header.segment if header else history[-1].segment + 1 if history else 1
             self._keep(number, label)
-        if isinstance(last, Seal) and self._run.disk.exists(self._run.root / label):
+        if label != _ABANDONED and self._run.disk.exists(self._run.root / label):
             self._run.disk.share(self.path, self._run.snapshot(label, self.lane))
         return header, torn
 
+    def _is_kept(self, left: AppendHandle, newest: HistoryFile) -> bool:
+        """Tell whether a crash came after the segment was linked and before it was replaced."""
+        return self._run.disk.read(newest.path, offset=0, size=0).inode == left.inode()
+
     # -- moving on ---------------------------------------------------------------------------------
+
+    def _finish_seal(self) -> None:
+        if self._owed:
+            self._seal(*self._owed)
+
+    def _seal(self, checkpoint: str, step: int) -> Sealed:
+        """Write the seal, put the segment in its places, and only then owe nothing any more."""
+        seal = self._writer.seal(checkpoint=checkpoint, step=step, segment=self.segment)
+        self._publish(seal)
+        self._owed = None
+        self._last = msgspec.convert(seal, Sealed, from_attributes=True)
+        return self._last
 
     def _publish(self, seal: Seal) -> None:
         self._keep(seal.segment, seal.checkpoint)
@@ -191,7 +195,6 @@ class SegmentChain:
         sealed = self._writer
         self.segment = seal.segment + 1
         self._writer = self._start(seal.segment)
-        self._unpublished = None
         sealed.close(None)
 
     def _keep(self, segment: int, label: str) -> None:
@@ -204,87 +207,31 @@ class SegmentChain:
         self._run.disk.remove(temporary)
         handle = self._run.disk.append(temporary, exclusive=True)
         try:
-            handle.lock()
-            writer = self._begin(handle, previous, recovered_torn_bytes=recovered_torn_bytes)
-            self._run.disk.replace(temporary, self.path)
-        except OSError:
-            handle.close()
-            raise
+            with closed_on_error(handle):
+                handle.lock()
+                writer = self._begin(handle, previous, recovered_torn_bytes=recovered_torn_bytes)
+                self._run.disk.replace(temporary, self.path)
+        finally:
+            self._run.disk.remove(temporary)
         return writer
 
     def _begin(
         self, handle: AppendHandle, previous: int | None, *, recovered_torn_bytes: int = 0
     ) -> SegmentWriter:
-        writer = _writer_of(self._author, handle, stream=self._stream, attempt=self.attempt)
-        opening = _opening(self._author, stream=self._stream, lane=self.lane)
-        writer.control(
-            replace(
-                opening,
-                segment=self.segment,
-                attempt=self.attempt,
-                previous=previous,
-                recovered_torn_bytes=recovered_torn_bytes,
-            )
+        opening = replace(
+            self._author.opening(stream=self._stream, lane=self.lane, attempt=self.attempt),
+            segment=self.segment,
+            previous=previous,
+            recovered_torn_bytes=recovered_torn_bytes,
         )
-        return writer
+        return begin(self._run, self._author, handle=handle, opening=opening)
 
 
-def open_feed(run: RunDirectory, author: Authorship, *, stream: str, attempt: int) -> SegmentWriter:
-    """Open a file that every attempt appends to, completing a torn last line.
-
-    Raises:
-        OSError: the file cannot be opened or written.
-    """
-    for number in itertools.count(1):
-        lane = lane_name(author.rank, writer=number)
-        handle = run.disk.append(run.live(stream, lane))
-        if handle.lock():
-            break
-        handle.close()
-    torn = _end_torn_line(handle)
-    writer = _writer_of(author, handle, stream=stream, attempt=attempt)
-    opening = _opening(author, stream=stream, lane=lane)
-    writer.control(replace(opening, attempt=attempt, recovered_torn_bytes=torn))
-    return writer
-
-
-def _writer_of(
-    author: Authorship, handle: AppendHandle, *, stream: str, attempt: int
-) -> SegmentWriter:
-    return SegmentWriter(
-        handle,
-        rank=author.rank,
-        attempt=attempt,
-        control_lines=author.control_lines and STREAMS[stream].control_lines,
-    )
-
-
-def _opening(author: Authorship, *, stream: str, lane: str) -> Open:
-    return Open(
-        log=author.log,
-        stream=stream,
-        lane=lane,
-        segment=1,
-        attempt=1,
-        rank=author.rank,
-        schema=SCHEMA,
-        writer=author.writer,
-        continues=author.continues,
-        continues_step=author.continues_step,
-        precision=author.precision if STREAMS[stream].sealed else {},
-    )
-
-
-def _end_torn_line(handle: AppendHandle) -> int:
-    """End an unfinished last line with a newline; return how long it was."""
-    size = handle.size()
-    torn = size - end_of_last_line(handle.read, size)
-    if torn:
-        handle.write(b"\n")
-    return torn
-
-
-def _last_line(handle: AppendHandle) -> bytes:
-    size = handle.size()
-    tail = handle.read(max(0, size - _LOOK_BACK_BYTES), _LOOK_BACK_BYTES)
-    return tail[:-1].rpartition(b"\n")[2]
+def _sealed_again(last: Sealed, *, records_since: int) -> Sealed:
+    if records_since:
+        raise OptionError(
+            f"`{last.checkpoint}` is sealed with {last.records} records, "
+            f"and {records_since} were written since",
+            hint="They stay in the live tail; seal them under the next checkpoint's name",
+        )
+    return last

@@ -16,7 +16,7 @@ from aegir_stream.errors import CursorError
 from aegir_stream.events import CaughtUp, Idle, SourceSwitch, Stalled
 from aegir_stream.lane import LaneReader
 from aegir_stream.layout import STREAMS, RunDirectory
-from aegir_stream.lineage import Lineage, Place, read_header, survey
+from aegir_stream.lineage import Lineage, Place, survey
 from aegir_stream.pacing import Pacer
 from aegir_stream.tail import Tail
 from aegir_stream.typing import Clock
@@ -26,6 +26,9 @@ __all__ = ["Attempts", "RunSource", "Start"]
 Start: TypeAlias = Literal["checkpoint", "start", "now"]
 """Where reading begins without a cursor: behind the last checkpoint, at the first record,
 or behind everything that is there."""
+
+_DISCOVER_EVERY = 50
+"""Polls without a pause after which new lanes are looked for all the same."""
 
 Attempts: TypeAlias = Literal["surviving", "all"]
 """Which segments `start` reads: those that the newest one continues, or every one."""
@@ -74,6 +77,17 @@ class RunSource:
         self._resume: Cursor | None = None
         self._told: type[Idle | CaughtUp | Stalled] | None = None
         self._begun = False
+        self._busy_polls = 0
+
+    @property
+    def judged(self) -> bool:
+        """Whether it is known what becomes of the cursor that the reader came with."""
+        return self._after is None or bool(self._log)
+
+    @property
+    def stalled(self) -> bool:
+        """Whether reading fails for now."""
+        return self._told is Stalled or any(reader.stalled for reader in self._lanes.values())
 
     @property
     def cursor(self) -> Cursor:
@@ -97,7 +111,7 @@ class RunSource:
         except OSError as error:
             # A directory that cannot be listed now, on a mount that may come back.
             reason = error.strerror or str(error)
-            told = self._tell(Stalled(path=str(self._run.root), reason=reason))
+            told = self._tell(Stalled(path=str(error.filename or self._run.root), reason=reason))
             return [(stalled, self.cursor) for stalled in told]
 
     def _look(self, until: Cursor | None) -> list[tuple[Delivery, Cursor]]:
@@ -130,7 +144,7 @@ class RunSource:
     async def follow_placed(self) -> AsyncGenerator[tuple[Delivery, Cursor], None]:
         """Yield what `follow` yields, each delivery with the cursor behind it."""
         fastest_s, slowest_s = self._poll_s
-        pacer = Pacer(self._clock, fastest_s=fastest_s, slowest_s=slowest_s)
+        pacer = Pacer(self._clock, fastest_s=fastest_s, slowest_s=slowest_s, notify=self._notify)
         try:
             while True:
                 placed = await anyio.to_thread.run_sync(self.poll_placed, abandon_on_cancel=True)
@@ -138,18 +152,19 @@ class RunSource:
                     yield one
                 if placed:
                     pacer.news()
-                elif self._notify and pacer.watch(self._run.root):
-                    continue  # what was written between the last look and the watch
                 else:
-                    await pacer.wait()
+                    await pacer.pause(self._run.root)
         finally:
             pacer.close()
 
     # -- lanes -------------------------------------------------------------------------------------
 
     def _discover(self) -> None:
-        if self._lanes and self._told is None:
+        """Look for lanes when nothing is left to read, and now and then while there is."""
+        self._busy_polls += 1
+        if self._lanes and self._told is None and self._busy_polls < _DISCOVER_EVERY:
             return
+        self._busy_polls = 0
         for lane in self._run.lanes(self._stream):
             if lane not in self._lanes:
                 self._add(lane)
@@ -157,13 +172,21 @@ class RunSource:
 
     def _add(self, lane: str) -> None:
         lineage = self._survey(lane)
-        if lineage.newest is None:
+        log = self._identify(lineage)
+        if lineage.newest is None or log is None:
             return
         if not self._log:
-            self._log = self._identify(lineage.places[lineage.newest])
-            self._judge()
+            self._judge(log)
+            self._log = log
         plan, at = self._entry(lane, lineage)
-        self._lanes[lane] = LaneReader(self._run, stream=self._stream, lane=lane, plan=plan, at=at)
+        self._lanes[lane] = LaneReader(
+            self._run,
+            stream=self._stream,
+            lane=lane,
+            plan=plan,
+            at=at,
+            whole=self._start == "start" and self._attempts == "surviving",
+        )
 
     def _entry(self, lane: str, lineage: Lineage) -> tuple[list[int], Position | None]:
         """Return the segments to read first, and where to start in the first of them."""
@@ -176,9 +199,27 @@ class RunSource:
             return lineage.all() if whole else lineage.surviving(self._run), None
         if self._start == "checkpoint":
             return [newest], None
-        tail = Tail(self._run.disk, lineage.places[newest].path)
+        return [newest], self._end_of(lineage.places[newest])
+
+    def _end_of(self, place: Place) -> Position | None:
+        """Return the place behind everything in a segment; its start if it was replaced meanwhile.
+
+        Then whatever stands there now came after this reader.
+        """
+        tail = Tail(self._run.disk, place.path)
         tail.move_to_end()
-        return [newest], Position(newest, tail.offset, 0, tail.guard())
+        at = Position(place.segment, tail.offset, 0, tail.guard())
+        return at if self._still(place) else None
+
+    def _still(self, place: Place) -> bool:
+        """Tell whether a segment is still where it was seen."""
+        if not place.growing:
+            return True
+        try:
+            now = self._run.disk.read(place.path, offset=0, size=len(place.opening))
+        except FileNotFoundError:
+            return False
+        return (now.data, now.inode) == (place.opening, place.inode)
 
     def _behind(self, at: Position, lineage: Lineage) -> list[int]:
         surviving = lineage.surviving(self._run)
@@ -188,48 +229,55 @@ class RunSource:
     def _survey(self, lane: str) -> Lineage:
         return survey(self._run, stream=self._stream, lane=lane)
 
-    def _identify(self, place: Place) -> str:
-        header = read_header(self._run, place.path)
-        return header.log if header else "0"
+    def _identify(self, lineage: Lineage) -> str | None:
+        """Return the log's identity, `0` for one without headers, `None` while nothing tells."""
+        for number in reversed(lineage.all()):
+            place = lineage.places[number]
+            if header := place.header(self._run):
+                return header.log
+            if place.opening or not place.growing:
+                return "0"
+        return None
 
     # -- the cursor that the reader came with ------------------------------------------------------
 
-    def _judge(self) -> None:
+    def _judge(self, log: str) -> None:
         """Decide whether the cursor can be resumed; the verdict goes out with the first source."""
         if self._after is None:
             return
         try:
             cursor = Cursor.parse(self._after)
-            self._check(cursor)
+            self._check(cursor, log)
         except CursorError as error:
             self._verdict = f"{error.verdict}: {error}"
         else:
             self._verdict, self._resume = "resumed", cursor
 
-    def _check(self, cursor: Cursor) -> None:
-        if cursor.log != self._log:
+    def _check(self, cursor: Cursor, log: str) -> None:
+        if cursor.log != log:
             raise CursorError(
-                f"The cursor is of log {cursor.log}, this is log {self._log}",
+                f"The cursor is of log {cursor.log}, this is log {log}",
                 verdict="foreign",
                 hint=self._fallback(),
             )
         for lane, at in cursor.lanes.items():
-            self._check_position(at, self._survey(lane).places.get(at.segment))
+            if at.offset and self._guard_at(lane, at) != at.guard:
+                raise CursorError(
+                    f"Segment {at.segment} holds something else at offset {at.offset}",
+                    verdict="foreign",
+                    hint=self._fallback(),
+                )
 
-    def _check_position(self, at: Position, place: Place | None) -> None:
-        if place is None:
-            raise CursorError(
-                f"Segment {at.segment} is no longer there",
-                verdict="expired",
-                hint=self._fallback(),
-            )
-        guard = Tail(self._run.disk, place.path, offset=at.offset).guard()
-        if at.offset and guard != at.guard:
-            raise CursorError(
-                f"Segment {at.segment} holds something else at offset {at.offset}",
-                verdict="foreign",
-                hint=self._fallback(),
-            )
+    def _guard_at(self, lane: str, at: Position) -> int:
+        while place := self._survey(lane).places.get(at.segment):
+            guard = Tail(self._run.disk, place.path, offset=at.offset).guard()
+            if self._still(place):
+                return guard
+        raise CursorError(
+            f"Segment {at.segment} is no longer there",
+            verdict="expired",
+            hint=self._fallback(),
+        )
 
     def _fallback(self) -> str:
         where = {

@@ -12,8 +12,10 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from aegir_stream import codec
 from aegir_stream.cursor import GUARD_BYTES, guard_of_end
 from aegir_stream.disk import Disk, Reading
+from aegir_stream.events import Batch, Open
 
 __all__ = ["LINE_LIMIT_BYTES", "Look", "Oversize", "Tail", "end_of_last_line"]
 
@@ -23,6 +25,7 @@ LINE_LIMIT_BYTES = 16 << 20
 _READ_BYTES = 256 << 10
 _HEAD_BYTES = 4096
 _LOOK_BACK_BYTES = 64 << 10
+_LINE_OVERLAP = 1 << 10
 
 Outcome: TypeAlias = Literal["lines", "end", "missing", "replaced", "truncated", "failed"]
 
@@ -62,14 +65,24 @@ class Tail:
         path: the file; may be set to another name of the same file later.
         offset: where to start, behind a line.
         identity: the file's first line, newline included; empty to take what stands there.
+        inode: (device, inode) of the file; guards its identity while that is empty.
     """
 
-    def __init__(self, disk: Disk, path: Path, *, offset: int = 0, identity: bytes = b"") -> None:
+    def __init__(
+        self,
+        disk: Disk,
+        path: Path,
+        *,
+        offset: int = 0,
+        identity: bytes = b"",
+        inode: tuple[int, int] | None = None,
+    ) -> None:
         self._disk = disk
         self.path = path
         self.offset = offset
         self.identity = identity
-        self._skipping_from: int | None = None
+        self._inode = inode
+        self._skipped = 0
 
     def look(self, *, until: int | None = None) -> Look:
         """Read the next complete lines, up to 256 KiB of them, not beyond offset `until`."""
@@ -89,6 +102,7 @@ class Tail:
         """
         size = self._disk.read(self.path, offset=0, size=0).size
         self.offset = end_of_last_line(self._read, size)
+        self._skipped = 0
 
     def guard(self) -> int:
         """Return the guard of the line before the offset.
@@ -99,22 +113,47 @@ class Tail:
         start = max(0, self.offset - GUARD_BYTES)
         return guard_of_end(self._read(start, self.offset - start))
 
+    def attempt_before(self) -> int | None:
+        """Return the attempt that wrote what stands before the offset, as its control lines say.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        end = self.offset
+        while end > 0:
+            start = max(0, end - _LOOK_BACK_BYTES)
+            for line in reversed(self._read(start, end - start).splitlines()):
+                control = codec.decode_control(line) if codec.is_control(line) else None
+                if isinstance(control, Open | Batch):
+                    return control.attempt
+            # A line that is cut in two here is seen whole by an overlapping look.
+            end = start + _LINE_OVERLAP if start else 0
+        return None
+
     def _read(self, offset: int, size: int) -> bytes:
         return self._disk.read(self.path, offset=offset, size=size).data
 
     def _look(self, size: int) -> Look:
-        reading = self._disk.read(self.path, offset=self.offset, size=size, head=_HEAD_BYTES)
-        if not self.identity:
-            self.identity = _first_line(reading.head)
+        start = self.offset + self._skipped
+        reading = self._disk.read(self.path, offset=start, size=size, head=_HEAD_BYTES)
+        if not self._is_the_same(reading):
+            return Look(outcome="replaced")
         if not self.identity:
             return Look(outcome="end")
-        if reading.head[: len(self.identity)] != self.identity[:_HEAD_BYTES]:
-            return Look(outcome="replaced")
-        if reading.size < self.offset:
+        if reading.size < start:
             return Look(outcome="truncated")
-        if self._skipping_from is not None:
+        if self._skipped:
             return self._skip(reading)
         return self._split(reading, size)
+
+    def _is_the_same(self, reading: Reading) -> bool:
+        """Compare the file with the one that was read before; learn its identity."""
+        if not self.identity and self._inode in {None, reading.inode}:
+            self._inode = reading.inode
+            self.identity = _first_line(reading.head)
+            return True
+        identity = self.identity[:_HEAD_BYTES]
+        return bool(identity) and reading.head[: len(identity)] == identity
 
     def _split(self, reading: Reading, size: int) -> Look:
         end = reading.data.rfind(b"\n") + 1
@@ -135,19 +174,17 @@ class Tail:
             return Look(outcome="end")
         if size < LINE_LIMIT_BYTES:
             return self._look(min(size * 4, LINE_LIMIT_BYTES))
-        self._skipping_from = self.offset
         return self._skip(reading)
 
     def _skip(self, reading: Reading) -> Look:
-        start = self.offset if self._skipping_from is None else self._skipping_from
+        """Pass over a line that is too long; the offset stays before it until its end is seen."""
         newline = reading.data.find(b"\n")
         if newline < 0:
-            self.offset += len(reading.data)
-            more = self.offset < reading.size
+            self._skipped += len(reading.data)
+            more = self.offset + self._skipped < reading.size
             return Look(outcome="lines" if more else "end")
-        self.offset += newline + 1
-        self._skipping_from = None
-        skipped = Oversize(start, self.offset - start)
+        skipped = Oversize(self.offset, self._skipped + newline + 1)
+        self.offset, self._skipped = skipped.offset + skipped.length, 0
         return Look(outcome="lines", oversize=(skipped,))
 
 

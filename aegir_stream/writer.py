@@ -59,6 +59,7 @@ class SegmentWriter:
         self._torn = b""
         self._torn_record = False
         self._lost: Gap | None = None
+        self._seal: Seal | None = None
 
     @property
     def records(self) -> int:
@@ -97,13 +98,15 @@ class SegmentWriter:
             self._write(codec.encode(event), record=False)
 
     def seal(self, *, checkpoint: str, step: int, segment: int) -> Seal:
-        """Write the seal as the last line and return it.
+        """Write the seal as the last line and return it; called again, finish what failed.
 
         Raises:
-            OSError: the file did not take it.
+            OSError: the file did not take it, or only a part of it.
         """
-        tally = self._segment
         self._settle()
+        if self._seal:
+            return self._seal
+        tally = self._segment
         seal = Seal(
             checkpoint=checkpoint,
             step=step,
@@ -112,7 +115,12 @@ class SegmentWriter:
             bytes=tally.size,
             crc32=tally.crc32,
         )
-        self.control(seal)
+        try:
+            self.control(seal)
+        except OSError:
+            self._seal = seal if self._torn else None
+            raise
+        self._seal = seal
         return seal
 
     def close(self, status: str | None) -> None:

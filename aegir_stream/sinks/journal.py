@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +11,8 @@ from aegir_stream.clock import SystemClock
 from aegir_stream.errors import SinkClosedError, UnreadableRunError
 from aegir_stream.events import SCHEMA, Gap, Note
 from aegir_stream.layout import STREAMS, RunDirectory
-from aegir_stream.segments import Authorship, SegmentChain, open_feed
+from aegir_stream.opening import Authorship, open_feed, step_of
+from aegir_stream.segments import SegmentChain
 from aegir_stream.typing import Append, Clock, Sealed
 from aegir_stream.writer import SegmentWriter
 
@@ -22,7 +24,8 @@ WRITER = "aegir-stream"
 class JournalSink:
     """Appends to the files of a run directory; one process, one journal.
 
-    Disk calls block the loop that awaits them.
+    Disk calls block the loop that awaits them. The journals of all ranks of one launch write under
+    one attempt number (`aegir_stream.attempts`).
 
     Args:
         run: the run directory, created when missing.
@@ -94,21 +97,30 @@ class JournalSink:
         self._writer(stream).control(event)
 
     async def seal(self, *, checkpoint: str, step: int) -> Sealed | None:
-        """Seal the live tail as the checkpoint's snapshot."""
+        """Seal the live tail as the checkpoint's snapshot.
+
+        Raises:
+            OptionError: the checkpoint was the last to be sealed, and records were written since.
+        """
         return self._require_chain().seal(checkpoint=checkpoint, step=step)
 
     async def flush(self) -> None:
         """Do nothing: a write is visible to readers when it returns."""
 
     async def aclose(self, *, status: str = "finished") -> None:
-        """Close every file with its closing mark."""
+        """Close every file with its closing mark.
+
+        Raises:
+            OSError: a closing mark could not be written; every file is released all the same.
+        """
         if self._closed:
             return
         self._closed = True
-        if self._chain:
-            self._chain.close(status)
-        for feed in self._feeds.values():
-            feed.close(status)
+        with contextlib.ExitStack() as files:
+            for feed in self._feeds.values():
+                files.callback(feed.close, status)
+            if self._chain:
+                files.callback(self._chain.close, status)
 
     # -- parts -------------------------------------------------------------------------------------
 
@@ -136,7 +148,7 @@ class JournalSink:
             rank=self._rank,
             writer=WRITER,
             continues=self._continues,
-            continues_step=_step_of(self._continues),
+            continues_step=step_of(self._continues),
             precision=self._precision,
             control_lines=self._control_lines,
         )
@@ -159,8 +171,3 @@ class JournalSink:
             "world_size": self._world_size,
         }
         return manifest | self._identity | {"attempts": [*manifest.get("attempts", []), this]}
-
-
-def _step_of(checkpoint: str | None) -> int | None:
-    digits = (checkpoint or "").rpartition("-")[2]
-    return int(digits) if digits.isdigit() else None

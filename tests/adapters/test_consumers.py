@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
 from pathlib import Path
 
@@ -12,14 +12,14 @@ from aegir_adapters.file import FileSink
 from aegir_adapters.stdout import StdoutSink
 from aegir_stream import codec
 from aegir_stream.chunk import Chunk, Delivery
-from aegir_stream.events import SAELogRecord
+from aegir_stream.events import Checkpoint, SAELogRecord
 from aegir_stream.layout import RunDirectory
 from aegir_stream.relay import relay
 from aegir_stream.selection import Selection
 from aegir_stream.sinks import MemorySink
 from aegir_stream.source import RunSource
 from aegir_stream.testing import SinkContract, make_append
-from core.runs import Life
+from core.runs import Life, drain
 
 pytestmark = pytest.mark.anyio
 
@@ -106,3 +106,66 @@ async def test_a_relay_passes_on_what_was_selected(tmp_path: Path) -> None:
 
 def _in_turn(record: SAELogRecord, *, every: int) -> bool:
     return (record.token_index + record.step + (record.completion or 0)) % every == 0
+
+
+async def relayed(deliveries: Iterable[Delivery]) -> MemorySink:
+    """Return a sink that was given the deliveries."""
+
+    async def said() -> AsyncIterator[Delivery]:
+        for delivery in deliveries:
+            yield delivery
+
+    sink = MemorySink()
+    await relay(said(), sink)
+    return sink
+
+
+def _lanes(path: Path) -> tuple[RunDirectory, list[Life]]:
+    run = RunDirectory.at(path)
+    return run, [Life(run, rank=rank) for rank in (0, 1)]
+
+
+async def test_a_checkpoint_of_several_lanes_seals_once(tmp_path: Path) -> None:
+    """The sink is sealed when the last lane has reached the checkpoint."""
+    run, lives = _lanes(tmp_path)
+    for life in lives:
+        life.record_step()
+        life.save()
+    deliveries = drain(RunSource(run, start="start"))
+    last = max(i for i, said in enumerate(deliveries) if isinstance(said, Checkpoint))
+
+    assert (await relayed(deliveries)).checkpoints == ["checkpoint-1"]
+    assert (await relayed(deliveries[:last])).checkpoints == []
+
+
+async def test_a_lane_that_appears_later_seals_nothing_again(tmp_path: Path) -> None:
+    """A checkpoint that was sealed without a lane stays sealed once."""
+    run, source = RunDirectory.at(tmp_path), RunSource(RunDirectory.at(tmp_path), start="start")
+    deliveries: list[Delivery] = []
+    for rank in (0, 1):
+        life = Life(run, rank=rank)
+        life.record_step()
+        life.save()
+        deliveries += drain(source)
+
+    assert (await relayed(deliveries)).checkpoints == ["checkpoint-1"]
+
+
+async def test_a_checkpoint_that_was_saved_again_seals_again(tmp_path: Path) -> None:
+    """After a resume only the lanes that came back are waited for, and names may come twice."""
+    run, lives = _lanes(tmp_path)
+    source = RunSource(run, start="start")
+    for _ in range(2):
+        for life in lives:
+            life.record_step()
+            life.save()
+    deliveries = drain(source)
+    for life in lives:
+        life.kill()
+    lives[0].resume("checkpoint-1")
+    lives[0].record_step()
+    lives[0].save()
+    deliveries += drain(source)
+
+    sealed = (await relayed(deliveries)).checkpoints
+    assert sealed == ["checkpoint-1", "checkpoint-2", "checkpoint-2"]

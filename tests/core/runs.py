@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import tempfile
 from collections.abc import Coroutine, Iterable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -12,6 +14,8 @@ from hypothesis import strategies as st
 
 from aegir_stream import codec
 from aegir_stream.chunk import Chunk, Delivery
+from aegir_stream.config import P5Cfg
+from aegir_stream.disk import AppendHandle, Disk
 from aegir_stream.events import SAELogRecord
 from aegir_stream.layout import RunDirectory
 from aegir_stream.sinks import JournalSink
@@ -105,11 +109,53 @@ class Life:
         return [*self.sink._feeds.values(), *([chain._writer] if chain else [])]
 
 
+class FullDisk(Disk):
+    """A disk that is full from a line on, until mended.
+
+    Attributes:
+        stops: how that line begins.
+        after: how many bytes of it are still taken.
+    """
+
+    def __init__(self, stops: bytes, *, after: int = 0) -> None:
+        self.stops = stops
+        self.after = after
+        self.full = False
+
+    def append(self, path: Path, *, exclusive: bool = False) -> AppendHandle:
+        """Open a file on the full disk."""
+        return _CrampedHandle(path, exclusive=exclusive, disk=self)
+
+    def mend(self) -> None:
+        """Make room."""
+        self.stops, self.full = b"no such line", False
+
+
+class _CrampedHandle(AppendHandle):
+    def __init__(self, path: Path, *, exclusive: bool, disk: FullDisk) -> None:
+        super().__init__(path, exclusive=exclusive)
+        self._disk = disk
+
+    def write(self, data: memoryview | bytes) -> int:
+        if not self._disk.full and bytes(data).startswith(self._disk.stops):
+            self._disk.full = True
+            if self._disk.after:
+                return super().write(data[: self._disk.after])
+        if self._disk.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(data)
+
+
+def on(disk: Disk, run: RunDirectory) -> RunDirectory:
+    """Return the same run on another disk."""
+    return RunDirectory(P5Cfg(output_dir=str(run.root)), disk=disk)
+
+
 @contextlib.contextmanager
-def lived(script: Iterable[tuple[str, int]] = ()) -> Iterator[Life]:
+def lived(script: Iterable[tuple[str, int]] = (), *, control_lines: bool = True) -> Iterator[Life]:
     """Let a script happen to a run of its own; leave no file behind."""
     with tempfile.TemporaryDirectory(prefix="aegir-") as directory:
-        life = Life(RunDirectory.at(directory))
+        life = Life(RunDirectory.at(directory), control_lines=control_lines)
         for deed in script:
             act(life, deed)
         yield life
@@ -142,6 +188,21 @@ def act(life: Life, deed: tuple[str, int]) -> None:
         life.kill()
         choices: list[str | None] = [None, *life.saved]
         life.resume(choices[number % len(choices)])
+
+
+def attempts(*sinks: JournalSink) -> list[int]:
+    """Open journals in order; return the attempt of each."""
+    found = []
+    for sink in sinks:
+        drive(sink.open())
+        assert sink._chain is not None
+        found.append(sink._chain.attempt)
+    return found
+
+
+def descriptors() -> int:
+    """Return how many files this process has open."""
+    return len([*Path("/proc/self/fd").iterdir()])
 
 
 def drain(source: RunSource) -> list[Delivery]:

@@ -1,10 +1,8 @@
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
-import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import pytest
 
 from aegir_stream import codec
 from aegir_stream.batch import Events
-from aegir_stream.events import Gap, Note, SAELogRecord
+from aegir_stream.events import Close, Gap, Note, SAELogRecord
 from aegir_stream.layout import RunDirectory
 from aegir_stream.recorder import Recorder
 from aegir_stream.sinks import JournalSink, MemorySink
@@ -263,28 +261,128 @@ def test_a_run_whose_directory_appears_is_recorded_from_then_on(tmp_path: Path) 
     assert [d.records for d in deliveries if isinstance(d, Gap)] == [3]
 
 
-def test_a_forked_child_records_nothing(tmp_path: Path) -> None:
-    """In a forked child the recorder is a no-op: no line twice, no hang at exit."""
-    program = (
-        "import os, sys\n"
-        "from aegir_stream import Events, JournalSink, Recorder, RunDirectory\n"
-        "from aegir_stream.testing import make_record\n"
-        "recorder = Recorder(JournalSink(RunDirectory.at(sys.argv[1])))\n"
-        "recorder.emit(Events('sae_features', (make_record(),)))\n"
-        "recorder.flush()\n"
-        "pid = os.fork()\n"
-        "if pid == 0:\n"
-        "    assert not recorder.emit(Events('sae_features', (make_record(),)))\n"
-        "    assert not recorder.flush()\n"
-        "    assert recorder.close()\n"
-        "    sys.exit(7)\n"
-        "assert os.waitpid(pid, 0)[1] == 7 << 8\n"
-        "recorder.emit(Events('sae_features', (make_record(),)))\n"
-    )
-    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program, str(tmp_path)]
-    subprocess.run(command, check=True, timeout=60, env=os.environ)
-
+def test_a_stream_that_cannot_be_written_costs_only_itself(tmp_path: Path) -> None:
+    """Its losses cannot be told, and yet the other streams are written, sealed and closed."""
     run = RunDirectory.at(tmp_path)
-    assert len(records_in(drain(RunSource(run)))) == 2
+    run.live("completions").mkdir()
+    recorder = Recorder(JournalSink(run))
+    for stream in ("completions", "unheard_of"):
+        recorder.emit(Events(stream, (make_record(),)))
+    recorder.emit(batch(size=3))
+    sealed = recorder.seal(checkpoint="checkpoint-1", step=1)
+
+    assert recorder.close()
+    assert sealed is not None
+    assert sealed.records == 3
+    statistics = recorder.statistics()
+    assert (statistics.records_written, statistics.records_dropped) == (3, 2)
     last = run.live("sae_features").read_bytes().splitlines()[-1]
-    assert b'"stopped"' in last
+    assert codec.decode_control(last) == Close(status="finished")
+
+
+def test_a_loss_is_told_as_soon_as_its_stream_is_written() -> None:
+    """Readers learn of it with the next batch, not when the run ends."""
+    told = threading.Event()
+
+    class Listening(GatedSink):
+        async def mark(self, event: Gap | Note, *, stream: str) -> None:
+            await super().mark(event, stream=stream)
+            told.set()
+
+    sink = Listening()
+    recorder = Recorder(sink, queue_bytes=1024)
+    held_up(sink, recorder)
+    assert [recorder.emit(batch(step=step)) for step in (1, 2)] == [True, False]
+    sink.gate.set()
+
+    assert told.wait(20)
+    recorder.close()
+    assert sink.marks == [("sae_features", Gap(records=1, reason="queue full"))]
+
+
+def test_a_loss_that_could_not_be_told_is_told_later() -> None:
+    """It is kept until its stream takes the mark."""
+
+    class Speechless(GatedSink):
+        dumb = True
+
+        async def mark(self, event: Gap | Note, *, stream: str) -> None:
+            if self.dumb:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            await super().mark(event, stream=stream)
+
+    sink = Speechless()
+    recorder = Recorder(sink, queue_bytes=1024)
+    held_up(sink, recorder)
+    assert [recorder.emit(batch(step=step)) for step in (1, 2)] == [True, False]
+    sink.gate.set()
+    recorder.flush()
+    assert sink.marks == []
+    sink.dumb = False
+    recorder.close()
+
+    assert sink.marks == [("sae_features", Gap(records=1, reason="queue full"))]
+
+
+def test_closing_ends_an_emit_that_waits_for_room() -> None:
+    """What waits for room when the last command is queued is refused, not left behind it."""
+    sink = GatedSink()
+    recorder = Recorder(sink, queue_bytes=1024, overflow="block", block_s=20.0)
+    held_up(sink, recorder)
+    recorder.emit(batch(step=1))
+    admitted: list[bool] = []
+    waiting = threading.Thread(target=lambda: admitted.append(recorder.emit(batch(step=2))))
+    waiting.start()
+    while not recorder._backlog._changed._waiters:  # type: ignore[attr-defined]
+        pass
+    recorder.close(timeout_s=0)
+    waiting.join(20)
+    sink.gate.set()
+    thread = recorder._thread
+    assert thread is not None
+    thread.join(20)
+
+    assert not thread.is_alive()
+    assert admitted == [False]
+    assert [append.step for append in sink.appends] == [0, 1]
+    assert recorder.statistics().records_dropped == 1
+    assert sink.status == "finished"
+
+
+def test_a_thread_that_cannot_be_started_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process at its limit of threads waits for nothing, and records once it can."""
+    sink = MemorySink()
+    recorder = Recorder(sink)
+    with monkeypatch.context() as limited:
+        limited.setattr(threading.Thread, "start", _refuse_to_start)
+        assert recorder.emit(batch())
+        assert recorder.seal(checkpoint="checkpoint-1", step=1, timeout_s=60) is None
+        assert not recorder.close(timeout_s=60)
+    assert recorder.emit(batch())
+    assert recorder.close()
+
+    assert len(sink.appends) == 2
+
+
+def _refuse_to_start(thread: threading.Thread) -> None:
+    raise RuntimeError(f"can't start {thread.name}")
+
+
+def test_a_dead_thread_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no loop can be made, commands fail at once."""
+    recorder = Recorder(MemorySink())
+    monkeypatch.setattr(asyncio, "Runner", _no_loop)
+    lost = batch()
+    recorder.emit(lost)
+    assert recorder._thread is not None
+    recorder._thread.join(20)
+
+    assert recorder.seal(checkpoint="checkpoint-1", step=1, timeout_s=0.01) is None
+    assert not recorder.close(timeout_s=0.01)
+    assert [recorder._backlog.take() for _ in range(2)] == [lost, None]
+    assert recorder.statistics().last_error == "OSError: [Errno 24] Too many open files"
+
+
+def _no_loop(*, debug: bool) -> None:
+    assert not debug
+    raise OSError(errno.EMFILE, "Too many open files")

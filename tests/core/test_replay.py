@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import threading
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -11,15 +13,54 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aegir_stream import codec
-from aegir_stream.errors import RunNotFoundError, StepError
+from aegir_stream.config import P5Cfg
+from aegir_stream.disk import Disk, Reading
+from aegir_stream.errors import RunNotFoundError, StepError, UnreadableRunError
 from aegir_stream.events import Completion, GRPOMetrics, Progress
 from aegir_stream.layout import RunDirectory
 from aegir_stream.replay import Replayed, follow, read_events, replay
 from aegir_stream.sinks import JournalSink
 from aegir_stream.testing import make_record
-from aegir_stream.typing import Append
+from aegir_stream.typing import Append, View
 from aegir_stream.views import Heatmap, HeatmapView, LossVsRewardView, RunStateView
 from core.runs import Life, act, deeds, drive, lived
+
+
+class FaultyDisk(Disk):
+    """A disk on which what stands under a name cannot be read; keeps the threads that asked.
+
+    With `once` only that reading of it fails, counted from 0.
+    """
+
+    def __init__(self) -> None:
+        self.broken = ""
+        self.once: int | None = None
+        self.threads: set[int] = set()
+
+    def _try(self, path: Path) -> None:
+        self.threads.add(threading.get_ident())
+        if path.name != self.broken:
+            return
+        if self.once is not None:
+            self.once -= 1
+        if self.once in {None, -1}:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+
+    def read(self, path: Path, *, offset: int, size: int, head: int = 0) -> Reading:
+        """Look at a file, if it is not the broken one."""
+        self._try(path)
+        return super().read(path, offset=offset, size=size, head=head)
+
+    def names(self, directory: Path) -> list[str]:
+        """List a directory, if it is not the broken one."""
+        self._try(directory)
+        return super().names(directory)
+
+
+def faulty(path: Path) -> tuple[RunDirectory, FaultyDisk]:
+    """Return a run seen through a disk that may fail."""
+    disk = FaultyDisk()
+    return RunDirectory(P5Cfg(output_dir=str(path)), disk=disk), disk
 
 
 def folded(view: Any, events: Any) -> Any:
@@ -90,9 +131,9 @@ async def test_following_ends_in_the_state_of_a_replay(tmp_path: Path) -> None:
     assert replay(life.run, HeatmapView()).state == folded(HeatmapView(), life.surviving)
 
 
-def test_feeds_leave_out_what_was_rewound(tmp_path: Path) -> None:
-    """Steps that an attempt ran again count once, in the streams that checkpoints do not seal."""
-    run = RunDirectory.at(tmp_path)
+def resumed_feed(path: Path) -> RunDirectory:
+    """Return a run whose second attempt ran the steps behind the second again."""
+    run = RunDirectory.at(path)
     for continues, steps in ((None, (1, 2, 3, 4)), ("checkpoint-2", (3, 4, 5))):
         sink = JournalSink(run, continues=continues)
         drive(sink.open())
@@ -100,10 +141,27 @@ def test_feeds_leave_out_what_was_rewound(tmp_path: Path) -> None:
             loss = step + (10.0 if continues else 0.0)
             drive(sink.write(append("grpo_metrics", GRPOMetrics(step=step, ts=0.0, loss=loss))))
         drive(sink.aclose())
+    return run
+
+
+def test_feeds_leave_out_what_was_rewound(tmp_path: Path) -> None:
+    """Steps that an attempt ran again count once, in the streams that checkpoints do not seal."""
+    run = resumed_feed(tmp_path)
 
     surviving = [(m.step, m.loss) for m in read_events(run, "grpo_metrics")]
     assert surviving == [(1, 1.0), (2, 2.0), (3, 13.0), (4, 14.0), (5, 15.0)]
     assert len(list(read_events(run, "grpo_metrics", attempts="all"))) == 7
+
+
+@pytest.mark.parametrize("reading", range(4))
+def test_a_failure_at_any_moment_counts_no_step_twice(tmp_path: Path, reading: int) -> None:
+    """Whichever look at a file fails, the reader says so."""
+    resumed_feed(tmp_path)
+    run, disk = faulty(tmp_path)
+    disk.broken, disk.once = "grpo_metrics.jsonl", reading
+
+    with pytest.raises(UnreadableRunError, match=r"Input/output error"):
+        list(read_events(run, "grpo_metrics"))
 
 
 def test_until_folds_up_to_a_step_or_checkpoint(tmp_path: Path) -> None:
@@ -119,6 +177,96 @@ def test_until_folds_up_to_a_step_or_checkpoint(tmp_path: Path) -> None:
     assert by_step.state == by_name.state == folded(HeatmapView(), life.surviving[:6])
     with pytest.raises(StepError, match="yesterday"):
         replay(life.run, HeatmapView(), until="yesterday")
+
+
+def test_a_result_up_to_a_step_is_not_gone_on_from(tmp_path: Path) -> None:
+    """Going on with another `until`, or with other attempts, leaves nothing out."""
+    life = Life(RunDirectory.at(tmp_path))
+    for _ in range(3):
+        life.record_step()
+    life.save()
+    life.record_step()
+    life.kill()
+    life.resume("checkpoint-3")
+    run, view = life.run, HeatmapView()
+
+    resumed = replay(run, view, after=replay(run, view, until=1))
+    assert resumed == replay(run, view)
+    assert replay(run, view, until=2, after=resumed) == replay(run, view, until=2)
+    everything = replay(run, view, after=replay(run, view), attempts="all")
+    assert everything == replay(run, view, attempts="all")
+    assert everything.events == len(life.everything)
+
+
+def test_a_lane_that_did_not_come_back_is_cut_as_well(tmp_path: Path) -> None:
+    """A resume with fewer processes rewinds the lanes of all."""
+    run = RunDirectory.at(tmp_path)
+    lives = [Life(run, rank=rank) for rank in (0, 1)]
+    for life in lives:
+        life.record_step(1)
+        life.save()
+        life.record_step(1)
+        life.kill()
+    lives[0].resume("checkpoint-1")
+    lives[0].record_step(1)
+
+    assert sorted(record.step for record in read_events(run, "sae_features")) == [1, 1, 2]
+    assert len(list(read_events(run, "sae_features", attempts="all"))) == 5
+
+
+def test_the_last_row_of_an_iteration_counts(tmp_path: Path) -> None:
+    """Nothing marks a resume in `progress`, so every row is read, and the view takes the last."""
+    run = RunDirectory.at(tmp_path)
+    for continues, rows in ((None, (1, 2, 3)), ("checkpoint-2", (3,))):
+        sink = JournalSink(run, continues=continues)
+        drive(sink.open())
+        for i in rows:
+            row = Progress(iter=i, score=9.0 if continues else float(i))
+            drive(sink.write(append("progress", row)))
+        drive(sink.aclose())
+
+    assert [row.iter for row in read_events(run, "progress")] == [1, 2, 3, 3]
+    assert replay(run, RunStateView()).state.curve == [(1, 1.0), (2, 2.0), (3, 9.0)]
+
+
+@pytest.mark.parametrize("broken", ["history", "00002-checkpoint-2.jsonl", "grpo_metrics.jsonl"])
+def test_a_replay_is_whole_or_fails(tmp_path: Path, broken: str) -> None:
+    """What cannot be read is named instead of being left out."""
+    life = Life(RunDirectory.at(tmp_path))
+    drive(life.sink.write(append("grpo_metrics", GRPOMetrics(step=1, ts=0.0))))
+    for _ in range(2):
+        life.record_step()
+        life.save()
+    run, disk = faulty(tmp_path)
+    disk.broken = broken
+    sealed = not broken.startswith("grpo")
+    view: View[Any] = HeatmapView() if sealed else RunStateView()
+
+    with pytest.raises(UnreadableRunError, match=rf"{broken}.*Input/output error.*chmod"):
+        replay(run, view)
+    with pytest.raises(UnreadableRunError, match=r"Input/output error"):
+        list(read_events(run, "sae_features" if sealed else "grpo_metrics", attempts="all"))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("broken", ["history", "00002-checkpoint-2.jsonl"])
+async def test_following_waits_for_what_cannot_be_read(tmp_path: Path, broken: str) -> None:
+    """A disk that fails for a while ends no fold, and is never waited for on the event loop."""
+    life = Life(RunDirectory.at(tmp_path))
+    for _ in range(2):
+        life.record_step()
+        life.save()
+    run, disk = faulty(tmp_path)
+    disk.broken = broken
+
+    with anyio.fail_after(20):
+        async with aclosing(follow(run, HeatmapView())) as states:
+            async for replayed in states:
+                disk.broken = ""
+                if replayed.state == folded(HeatmapView(), life.surviving):
+                    break
+
+    assert threading.get_ident() not in disk.threads
 
 
 def test_a_missing_run_is_named(tmp_path: Path) -> None:

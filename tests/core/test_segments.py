@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +12,14 @@ import pytest
 
 from aegir_stream import codec
 from aegir_stream.disk import Disk
+from aegir_stream.errors import OptionError
 from aegir_stream.events import Close, Open
 from aegir_stream.layout import RunDirectory
 from aegir_stream.lineage import read_header
 from aegir_stream.sinks import JournalSink
 from aegir_stream.source import RunSource
 from aegir_stream.testing import make_append, make_record
-from core.runs import Life, drain, drive, records_in
+from core.runs import FullDisk, Life, drain, drive, on, records_in
 
 
 @pytest.fixture
@@ -126,6 +128,111 @@ def test_a_seal_that_fails_halfway_is_completed_by_the_next_write(run: RunDirect
     assert records_in(drain(RunSource(run, start="start"))) == life.surviving
 
 
+@pytest.mark.parametrize("after", [0, 10])
+def test_a_seal_that_a_full_disk_stopped_is_written_before_anything_else(
+    run: RunDirectory, after: int
+) -> None:
+    """Whether none or a part of the seal's line was written, later records are not behind it."""
+    disk = FullDisk(b'{"$log":"seal"', after=after)
+    life = Life(on(disk, run))
+    life.record_step()
+    with pytest.raises(OSError, match="No space"):
+        life.save()
+    disk.mend()
+    life.record_step()
+
+    assert run.snapshot("checkpoint-1").samefile(run.closed(1, "checkpoint-1"))
+    assert run.snapshot_records(run.checkpoints()[0]) == 3
+    assert records_in(drain(RunSource(run, start="start"))) == life.surviving
+
+
+def test_a_resume_from_a_checkpoint_without_a_seal_keeps_what_is_before_it(
+    run: RunDirectory,
+) -> None:
+    """The chain goes on from the newest seal before the checkpoint, and is not cut."""
+    life = Life(on(FullDisk(b'{"$log":"seal","checkpoint":"checkpoint-2"'), run))
+    life.record_step()
+    life.save()
+    life.record_step()
+    with pytest.raises(OSError, match="No space"):
+        life.save()
+    life.kill()
+    resumed = JournalSink(run, continues="checkpoint-2")
+    drive(resumed.open())
+
+    assert header(run, run.live("sae_features")).previous == 1
+    drive(resumed.aclose())
+
+
+def test_a_checkpoint_that_is_saved_again_keeps_its_snapshot(run: RunDirectory) -> None:
+    """Sealing twice with nothing in between answers the same and makes no segment."""
+    life = Life(run)
+    life.record_step()
+
+    assert life.save() == life.save()
+    assert run.snapshot_records(run.checkpoints()[0]) == 3
+    assert [file.segment for file in run.history()] == [1]
+
+
+def test_records_behind_a_seal_do_not_replace_its_snapshot(run: RunDirectory) -> None:
+    """The same checkpoint is not sealed again with other records, which stay in the live tail."""
+    life = Life(run)
+    life.record_step()
+    life.save()
+    drive(life.sink.write(make_append(make_record(step=1, token=9))))
+
+    with pytest.raises(OptionError, match="`checkpoint-1` is sealed with 3 records, and 1 were"):
+        life.save()
+    assert run.snapshot_records(run.checkpoints()[0]) == 3
+    assert len(records_in(drain(RunSource(run, start="start")))) == 4
+
+
+def test_without_control_lines_what_is_left_gets_a_number_of_its_own(run: RunDirectory) -> None:
+    """A segment that was taken away from history does not make the next one overwrite another."""
+    life = Life(run, control_lines=False)
+    for _ in range(2):
+        life.record_step()
+        life.save()
+    life.record_step()
+    run.closed(1, "checkpoint-1").unlink()
+    life.kill()
+    life.resume("checkpoint-2")
+
+    assert [(f.segment, f.label) for f in run.history()] == [(2, "checkpoint-2"), (3, "abandoned")]
+
+
+def test_without_control_lines_a_segment_is_kept_once(run: RunDirectory) -> None:
+    """A crash between keeping a segment and starting the next does not double its records."""
+    life = Life(run, control_lines=False)
+    life.record_step()
+    chain = life.sink._chain
+    assert chain is not None
+    chain._keep(1, "checkpoint-1")
+    life.saved["checkpoint-1"] = 3
+    life.kill()
+    life.resume("checkpoint-1")
+
+    assert [(file.segment, file.label) for file in run.history()] == [(1, "checkpoint-1")]
+    assert records_in(drain(RunSource(run, start="start"))) == life.surviving
+
+
+def test_two_hosts_do_not_share_a_temporary_name(run: RunDirectory, tmp_path: Path) -> None:
+    """Creating a file whole is decided by one of two processes, even of the same number."""
+    path, link = tmp_path / "manifest", os.link
+    created: list[bool | None] = []
+
+    def slow(source: Path, target: Path) -> None:
+        link(source, target)
+        if not created:
+            created.append(None)
+            created[0] = Disk().create(path, b"second")
+
+    with patch("aegir_stream.disk.os.link", side_effect=slow):
+        assert Disk().create(path, b"first")
+    assert (created, path.read_bytes()) == ([False], b"first")
+    assert sorted(tmp_path.iterdir()) == [path]
+
+
 def test_without_hard_links_segments_are_copied(run: RunDirectory) -> None:
     """A file system that refuses links gets synced copies with the same content."""
     refused = OSError(errno.EPERM, "Operation not permitted")
@@ -188,3 +295,17 @@ def test_a_killed_writer_leaves_its_lane_free(run: RunDirectory) -> None:
     assert run.lanes("sae_features") == ["rank0"]
     assert len(records_in(drain(RunSource(run, start="start", attempts="all")))) == 6
     assert len(records_in(drain(RunSource(run, start="start")))) == 1
+
+
+def test_a_run_copied_without_history_is_continued_from_its_checkpoint(run: RunDirectory) -> None:
+    """Where only the checkpoint holds the segment that a resume continues, it is found there."""
+    life = Life(run)
+    life.record_step()
+    life.save()
+    life.record_step()
+    life.kill()
+    shutil.rmtree(run.history_path)
+    life.resume("checkpoint-1")
+    life.record_step()
+
+    assert records_in(drain(RunSource(run, start="start"))) == life.surviving

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import errno
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 from aegir_stream import codec
+from aegir_stream.disk import Disk
 from aegir_stream.errors import UnreadableRunError
+from aegir_stream.events import Close
 from aegir_stream.layout import RunDirectory
 from aegir_stream.sinks import JournalSink, MemorySink, TeeSink
 from aegir_stream.testing import SinkContract, make_append
+from core.runs import FullDisk, descriptors, on
 
 pytestmark = pytest.mark.anyio
 
@@ -85,3 +90,37 @@ async def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> No
 
     with pytest.raises(UnreadableRunError, match=r"file.*Choose another output_dir"):
         await JournalSink(RunDirectory.at(blocked / "run")).open()
+
+
+async def test_closing_releases_every_file_even_if_one_cannot_be_marked(tmp_path: Path) -> None:
+    """A closing mark that fails keeps no other from being written, and no file open."""
+    run = RunDirectory.at(tmp_path)
+    disk = FullDisk(b'{"$log":"close"')
+    sink = JournalSink(on(disk, run))
+    before = descriptors()
+    await sink.open()
+    await sink.write(make_append(stream="completions"))
+
+    with pytest.raises(OSError, match="No space"):
+        await sink.aclose()
+    assert descriptors() == before
+
+
+async def test_closing_releases_the_file_of_a_seal_that_is_owed(tmp_path: Path) -> None:
+    """What the seal still needs is left to the next attempt, and the lane is free for it."""
+    run = RunDirectory.at(tmp_path)
+    sink = JournalSink(run)
+    await sink.open()
+    await sink.write(make_append())
+    await sink.write(make_append(stream="completions"))
+    with patch.object(Disk, "share", side_effect=OSError(errno.EIO, "Input/output error")):
+        for action in (sink.seal(checkpoint="checkpoint-1", step=1), sink.aclose()):
+            with pytest.raises(OSError, match="Input/output"):
+                await action
+    assert run.ending_of(run.live("completions")) == Close(status="finished", records=1)
+
+    run.snapshot("checkpoint-1").parent.mkdir()
+    again = JournalSink(run, continues="checkpoint-1")
+    await again.open()
+    await again.aclose()
+    assert run.snapshot("checkpoint-1").samefile(run.closed(1, "checkpoint-1"))

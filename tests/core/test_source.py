@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from aegir_stream import codec
 from aegir_stream.chunk import Chunk, Delivery
+from aegir_stream.disk import Disk, Reading
 from aegir_stream.events import (
     CaughtUp,
     Checkpoint,
@@ -161,6 +163,85 @@ def test_live_tail_and_snapshots_are_disjoint_and_complete(script: list[tuple[st
         assert data == [make_append(record).data for record in life.everything]
 
 
+class InterruptedDisk(Disk):
+    """A disk on which something happens just before one of a reader's calls."""
+
+    def __init__(self, *, at: int, what: Callable[[], None]) -> None:
+        self._left = at
+        self._what = what
+
+    @property
+    def happened(self) -> bool:
+        """Whether the reader made enough calls."""
+        return self._left < 0
+
+    def _tick(self) -> None:
+        self._left -= 1
+        if self._left == -1:
+            self._what()
+
+    def read(self, path: Path, *, offset: int, size: int, head: int = 0) -> Reading:
+        """Look at a file, perhaps after something happened."""
+        self._tick()
+        return super().read(path, offset=offset, size=size, head=head)
+
+    def names(self, directory: Path) -> list[str]:
+        """List a directory, perhaps after something happened."""
+        self._tick()
+        return super().names(directory)
+
+
+INTERRUPTIONS: dict[str, list[tuple[str, int]]] = {
+    "seal": [("save", 0), ("step", 2)],
+    "two seals": [("save", 0), ("step", 2), ("save", 0), ("step", 1)],
+    "seal of nothing": [("save", 0), ("step", 0), ("save", 0), ("step", 1)],
+    "resume": [("crash", 9), ("step", 2)],
+    "resume and seal": [("crash", 0), ("step", 2), ("save", 0), ("step", 1)],
+}
+
+
+@pytest.mark.parametrize("control_lines", [True, False])
+@pytest.mark.parametrize("what", INTERRUPTIONS)
+def test_whatever_happens_at_whichever_moment_of_a_look_nothing_is_lost(
+    what: str, *, control_lines: bool
+) -> None:
+    """A checkpoint or a resume between any two system calls of a reader costs and doubles nothing.
+
+    The reader follows from the start; another one comes back with a cursor just then.
+    """
+    for at in itertools.count():
+        with lived([("step", 2), ("save", 0), ("step", 2)], control_lines=control_lines) as life:
+            cursors = cursors_in(drain(RunSource(life.run, start="start")))
+            seen = records_in(drain(RunSource(life.run, start="start")))
+
+            def happen(life: Life = life) -> None:
+                for deed in INTERRUPTIONS[what]:
+                    act(life, deed)
+
+            disk = InterruptedDisk(at=at, what=happen)
+            watched = RunDirectory(life.run.cfg, disk=disk)
+            follower = RunSource(watched, start="start")
+            followed = drain(follower)
+            returning = RunSource(watched, after=cursors[1])
+            returned = drain(returning)
+            if not disk.happened:
+                break
+            followed += drain(follower)
+            returned += drain(returning)
+
+            assert _is_each_once(records_in(followed), life)
+            assert _is_each_once(seen[:2] + records_in(returned), life)
+            assert not [d for d in followed + returned if isinstance(d, Reset)]
+
+
+def _is_each_once(records: list[SAELogRecord], life: Life) -> bool:
+    """Tell whether records are those that survive, in order, with or without abandoned ones."""
+    doubled = len(set(map(repr, records))) < len(records)
+    surviving = [record for record in records if record in life.surviving]
+    known = all(record in life.everything for record in records)
+    return surviving == life.surviving and known and not doubled
+
+
 # -- sources and checkpoints -------------------------------------------------------------------
 
 
@@ -279,6 +360,34 @@ def test_records_of_deleted_checkpoints_stay_in_history(run: RunDirectory) -> No
 
     assert records_in(drain(source)) == life.everything
     assert records_in(drain(RunSource(run, start="start"))) == life.everything
+
+
+def test_history_that_is_gone_is_told(run: RunDirectory) -> None:
+    """Who deletes closed segments leaves readers from the start with a notice, not with silence."""
+    life = Life(run)
+    for _ in range(3):
+        life.record_step()
+        life.save()
+    run.closed(1, "checkpoint-1").unlink()
+    shutil.rmtree(run.root / "checkpoint-1")
+
+    seen = drain(RunSource(run, start="start"))
+
+    assert [d.reason for d in seen if isinstance(d, Reset)] == [
+        "The file continues segment 1, which is gone"
+    ]
+    assert records_in(seen) == life.surviving[3:]
+
+
+def test_history_that_is_gone_is_read_from_the_checkpoints(run: RunDirectory) -> None:
+    """The snapshots that checkpoints still hold stand in for what `history/` has lost."""
+    life = Life(run)
+    for _ in range(2):
+        life.record_step()
+        life.save()
+    shutil.rmtree(run.history_path)
+
+    assert records_in(drain(RunSource(run, start="start"))) == life.surviving
 
 
 def test_a_resume_is_told_to_followers(run: RunDirectory) -> None:

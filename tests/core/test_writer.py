@@ -84,6 +84,21 @@ def test_the_seal_covers_the_whole_segment(path: Path) -> None:
     assert read(path)[1][-1] == seal
 
 
+def test_a_torn_seal_is_finished_and_not_written_twice(path: Path) -> None:
+    """Sealing again after a full disk completes the line that was begun."""
+    handle = CrampedHandle(path)
+    writer = SegmentWriter(handle)
+    writer.append(make_append().data, records=1)
+    handle.room = 10
+    with pytest.raises(OSError, match="No space"):
+        writer.seal(checkpoint="checkpoint-1", step=1, segment=1)
+    handle.room = 1 << 20
+    seal = writer.seal(checkpoint="checkpoint-1", step=1, segment=1)
+    writer.close(None)
+
+    assert [event for event in read(path)[1] if isinstance(event, Seal)] == [seal]
+
+
 def test_closing_twice_marks_once(path: Path) -> None:
     """The closing mark says how the segment ended."""
     writer = SegmentWriter(AppendHandle(path))

@@ -9,7 +9,8 @@ from typing import Annotated, TypeAlias
 import typer
 
 from aegir_stream.config import OUTPUT_DIR_VARIABLE, P5Cfg
-from aegir_stream.layout import RunDirectory
+from aegir_stream.errors import RunNotFoundError
+from aegir_stream.layout import STREAMS, RunDirectory
 
 __all__ = [
     "Every",
@@ -20,6 +21,7 @@ __all__ = [
     "StepMax",
     "StepMin",
     "StreamName",
+    "open_log",
     "open_run",
 ]
 
@@ -57,6 +59,22 @@ class StreamName(StrEnum):
     COMPLETIONS = "completions"
     GRPO_METRICS = "grpo_metrics"
     PROGRESS = "progress"
+
+
+def open_log(path: Path) -> RunDirectory:
+    """Return the run in a directory that holds a log.
+
+    Raises:
+        RunNotFoundError: there is no such directory, or nothing was recorded in it.
+        UnreadableRunError: it may not be read.
+    """
+    run = open_run(path)
+    if not any(run.lanes(stream) for stream in STREAMS):
+        raise RunNotFoundError(
+            f"Expected a run directory, got `{path}`, which holds no log",
+            hint="Name the trainer's output_dir; aegir runs DIRECTORY lists the runs below one",
+        )
+    return run
 
 
 def open_run(path: Path) -> RunDirectory:

@@ -24,7 +24,12 @@ def demo(
     ] = None,
     port: Annotated[
         int,
-        typer.Option(envvar="AEGIR_GATEWAY_PORT", help="Port of the page; the next free if taken."),
+        typer.Option(
+            min=0,
+            max=65535,
+            envvar="AEGIR_GATEWAY_PORT",
+            help="Port of the page; the next free if taken.",
+        ),
     ] = DEFAULT_PORT,
     headless: Annotated[bool, typer.Option("--headless", help="Serve no page.")] = False,
     keep_serving: Annotated[

@@ -8,10 +8,12 @@ from typing import Annotated
 
 import msgspec
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from aegir_adapters.cli.arguments import DEFAULT_RUN, Run, open_run
+from aegir_adapters.cli.arguments import DEFAULT_RUN, Run, open_log
+from aegir_adapters.cli.pipe import quiet_pipe
 from aegir_stream.chunk import Chunk
 from aegir_stream.events import Corrupt, Gap
 from aegir_stream.lane import LaneReader
@@ -48,11 +50,12 @@ def inspect(
 
     Reads every file once. Example: aegir inspect runs/demo-1
     """
-    directory = open_run(run)
+    directory = open_log(run)
     rows = [row for name in STREAMS for row in _rows(directory, name)]
     if as_json or not sys.stdout.isatty():
-        for row in rows:
-            sys.stdout.write(msgspec.json.encode(row).decode() + "\n")
+        with quiet_pipe():
+            for row in rows:
+                sys.stdout.write(msgspec.json.encode(row).decode() + "\n")
         return
     console = Console()
     console.print(_identity(directory))
@@ -105,10 +108,12 @@ def _identity(run: RunDirectory) -> str:
 
 
 def _table(rows: list[SegmentRow]) -> Table:
-    table = Table(
-        "stream", "lane", "segment", "source", "attempt", "survives", "records", "dropped",
-        "damaged", "bytes", "path",
-    )  # fmt: skip
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("file", overflow="fold")
+    for name in ("attempt", "survives", "records", "dropped", "damaged"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(*(str(value) for value in msgspec.structs.astuple(row)))
+        survives = "yes" if row.survives else "no"
+        figures = (row.attempt or "-", survives, row.records, row.dropped, row.damaged)
+        table.add_row(row.path, *map(str, figures))
     return table

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from aegir_adapters.cli.arguments import DEFAULT_RUN, Run, open_run
+from aegir_adapters.cli.arguments import DEFAULT_RUN, Run, open_log
+from aegir_adapters.cli.pipe import quiet_pipe
 from aegir_stream import codec
 from aegir_stream.replay import replay as replay_view
 from aegir_stream.typing import View
@@ -76,9 +77,10 @@ def replay(
     """
     chosen, rows = _VIEWS[view]
     last = int(until) if until and until.isdigit() else until
-    replayed = replay_view(open_run(run), chosen(), until=last, attempts=attempts.value)
-    for row in rows(replayed.state):
-        sys.stdout.write(codec.encode(row).decode())
+    replayed = replay_view(open_log(run), chosen(), until=last, attempts=attempts.value)
+    with quiet_pipe():
+        for row in rows(replayed.state):
+            sys.stdout.write(codec.encode(row).decode())
 
 
 def _steps(state: RunState) -> Iterator[_Row]:

@@ -8,10 +8,12 @@ from typing import Annotated
 
 import msgspec
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from aegir_adapters.cli.arguments import DEFAULT_RUN, Run, open_run
+from aegir_adapters.cli.pipe import quiet_pipe
 from aegir_stream.layout import RunDirectory
 from aegir_stream.replay import replay
 from aegir_stream.views import RunStateView
@@ -44,14 +46,25 @@ def runs(
     Example: aegir runs runs --json | jq .best
     """
     rows = [_row(run) for run in _find(open_run(root))]
-    if as_json or not sys.stdout.isatty():
-        for row in rows:
-            sys.stdout.write(msgspec.json.encode(row).decode() + "\n")
-        return
-    table = Table("run", "id", "attempts", "step", "score", "best", "checkpoints", "sealed records")
+    if not rows:
+        sys.stderr.write(f"No run lies under {root}\n")
+    elif as_json or not sys.stdout.isatty():
+        with quiet_pipe():
+            for row in rows:
+                sys.stdout.write(msgspec.json.encode(row).decode() + "\n")
+    else:
+        Console().print(_table(rows))
+
+
+def _table(rows: list[RunRow]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("run", overflow="fold")
+    for name in ("attempts", "step", "score", "best", "checkpoints", "records"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(*map(_cell, msgspec.structs.astuple(row)))
-    Console().print(table if rows else f"No run lies under {root}")
+        figures = (row.attempts, row.step, row.score, row.best, row.checkpoints)
+        table.add_row(row.run, *map(_cell, figures), _cell(row.records_sealed))
+    return table
 
 
 def _find(root: RunDirectory) -> Iterator[RunDirectory]:

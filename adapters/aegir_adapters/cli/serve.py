@@ -26,7 +26,13 @@ def serve(
     ] = DEFAULT_RUN,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(envvar="AEGIR_GATEWAY_PORT", help="Port to listen on; 0 for a free one.")
+        int,
+        typer.Option(
+            min=0,
+            max=65535,
+            envvar="AEGIR_GATEWAY_PORT",
+            help="Port to listen on; 0 for a free one.",
+        ),
     ] = DEFAULT_PORT,
     allow_public: Annotated[
         bool,

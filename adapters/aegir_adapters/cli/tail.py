@@ -23,6 +23,7 @@ from aegir_adapters.cli.arguments import (
     StreamName,
     open_run,
 )
+from aegir_adapters.cli.pipe import quiet_pipe
 from aegir_adapters.stdout import StdoutSink
 from aegir_stream.chunk import Chunk, Delivery
 from aegir_stream.errors import CursorError
@@ -80,7 +81,8 @@ def tail(
         source = RunSource(directory, stream.value, start=cast("Start", from_))
     else:
         source = RunSource(directory, stream.value, after=from_)
-    anyio.run(_print, _deliveries(source, follow=follow, verbose=verbose), selection)
+    with quiet_pipe():
+        anyio.run(_print, _deliveries(source, follow=follow, verbose=verbose), selection)
 
 
 async def _print(said: AsyncGenerator[Delivery, None], selection: Selection) -> None:
@@ -98,7 +100,7 @@ async def _deliveries(
     async with aclosing(source.follow()) as deliveries:
         async for delivery in deliveries:
             _refuse_bad_cursor(delivery)
-            if verbose and not isinstance(delivery, Chunk):
+            if isinstance(delivery, Idle) or (verbose and not isinstance(delivery, Chunk)):
                 _tell(delivery)
             yield delivery
             closed = closed or isinstance(delivery, Closed)

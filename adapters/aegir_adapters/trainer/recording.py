@@ -124,6 +124,7 @@ class Recording:
     def _metadata(self, step: int, sealed: Sealed | None) -> dict[str, Any]:
         answer = {} if sealed is None else msgspec.structs.asdict(sealed)
         return {
+            "run_id": self.run.read_manifest().get("run_id"),
             **self._description,
             "last_checkpoint_at": self.options.clock.time(),
             "last_checkpoint_step": step,

@@ -53,7 +53,8 @@ class RecordStream:
             asked = parse_stream_request(request.query_params, last_event_id=last)
         except ParameterError as error:
             return _refusal(error)
-        if asked.cursor and await self._end(asked.cursor):
+        resumes = asked.cursor or asked.start == "now"
+        if resumes and await self._end(asked.cursor, asked.start):
             # What tells a browser not to connect again.
             return Response(status_code=204)
         return EventStream(self._read(asked), stopping=self._stopping, pace=self._pace)
@@ -69,13 +70,15 @@ class RecordStream:
                     yield chunk
                 if isinstance(block.delivery, Chunk):
                     place = block.delivery.after.text()
-                elif isinstance(block.delivery, Closed) and (end := await self._end(place)):
+                elif isinstance(block.delivery, Closed) and (
+                    end := await self._end(place, asked.start)
+                ):
                     yield sse.place(end)
                     return
 
-    async def _end(self, after: str | None) -> str | None:
+    async def _end(self, after: str | None, start: Start) -> str | None:
         return await anyio.to_thread.run_sync(
-            lambda: end_of_stream(self._run, after=after), abandon_on_cancel=True
+            lambda: end_of_stream(self._run, after=after, start=start), abandon_on_cancel=True
         )
 
     def _make_hub(self) -> Hub[Chunks]:

@@ -151,5 +151,5 @@ def _require_loopback(host: str) -> None:
         raise PublicAddressError(
             f"Expected a loopback address such as 127.0.0.1, got `{host}`, which other machines "
             "can reach",
-            hint="There are no passwords here; if that is what you want, pass allow_public=True",
+            hint="There are no passwords here; allow it with --allow-public (allow_public=True)",
         )

@@ -7,6 +7,7 @@ from aegir_stream import codec
 from aegir_stream.errors import MalformedEventError
 from aegir_stream.events import Close, GRPOMetrics
 from aegir_stream.layout import RunDirectory
+from aegir_stream.views import capture_share
 
 __all__ = ["read_status"]
 
@@ -68,7 +69,7 @@ def _badge(last: GRPOMetrics | None, *, now: float) -> str:
 
 
 def _facts(last: GRPOMetrics, *, now: float) -> tuple[tuple[str, str], ...]:
-    share = last.capture_ms / last.step_ms if last.capture_ms and last.step_ms else None
+    share = capture_share([last])
     facts = {
         "Step": f"{last.step:,}",
         "Reward": _number(last.reward_mean),

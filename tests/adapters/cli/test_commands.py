@@ -109,13 +109,14 @@ def test_tail_ends_quietly_when_its_reader_has_enough(life: Life) -> None:
     """`aegir tail RUN | head -1` prints one line and no complaint."""
     for _ in range(200):
         life.record_step(50)
-    command = f"{' '.join(AEGIR)} tail {life.run.root} --from start --no-follow | head -1"
+    tail = f"{' '.join(AEGIR)} tail {life.run.root} --from start --no-follow"
+    command = f"set -o pipefail; {tail} | head -1"
     done = subprocess.run(
         ["bash", "-c", command], check=False, capture_output=True, text=True, timeout=60
     )
 
     assert done.stdout.splitlines() == data(life)[:1]
-    assert done.stderr == ""
+    assert (done.stderr, done.returncode) == ("", 0)
 
 
 @pytest.mark.parametrize(
@@ -205,6 +206,38 @@ def test_runs_lists_what_lies_under_a_directory(life: Life) -> None:
 
     assert below.stdout == itself.stdout
     assert json.loads(itself.stdout)["records_sealed"] == 3
+
+
+def test_a_directory_without_runs_is_told(tmp_path: Path) -> None:
+    """Where nothing was recorded, listing says so and folding is an error that says what to do."""
+    listed = aegir("runs", tmp_path)
+    folded = aegir("replay", tmp_path)
+
+    assert (listed.returncode, listed.stdout) == (0, "")
+    assert str(tmp_path) in listed.stderr
+    assert folded.returncode == 1
+    assert "holds no log" in folded.stderr
+
+
+def test_tables_are_legible_at_80_columns(life: Life) -> None:
+    """On a terminal every figure stands on one line, uncut."""
+    table = (
+        "import sys; sys.stdout.isatty = lambda: True\n"
+        f"sys.argv = ['aegir', 'inspect', {str(life.run.root)!r}]\n"
+        "from aegir_adapters.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", table],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"COLUMNS": "80"},
+    )
+
+    assert "…" not in done.stdout
+    for column in ("file", "attempt", "survives", "records", "dropped", "damaged"):
+        assert column in done.stdout
 
 
 def test_version_names_the_program() -> None:

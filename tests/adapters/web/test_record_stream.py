@@ -180,6 +180,23 @@ async def test_a_finished_run_ends_the_stream_for_good(run: Any, client: Any) ->
     assert fresh.status_code == 200
 
 
+@pytest.mark.parametrize("start", ["checkpoint", "start"])
+async def test_a_closed_run_ends_the_stream_wherever_reading_starts(
+    run: Any, client: Any, start: str
+) -> None:
+    """Also a client that got no record is not kept waiting for what never comes."""
+    await run.step(1)
+    await run.save(1)
+    await run.finish()
+
+    async with client.open(f"{STREAM}?from={start}") as stream:
+        events = await stream.rest()
+    nothing_more = await client.http.get(f"{STREAM}?from=now")
+
+    assert events[-1].name == "closed"
+    assert nothing_more.status_code == 204
+
+
 async def test_a_cursor_in_the_middle_of_a_finished_run_still_gets_the_rest(
     run: Any, client: Any
 ) -> None:
