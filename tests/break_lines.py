@@ -41,7 +41,9 @@ def is_noticed(breakage: dict[str, str], copy: Path) -> bool:
     whole = path.read_text("utf-8")
     if whole.count(breakage["line"]) != 1:
         raise SystemExit(f"{breakage['file']} does not hold exactly one {breakage['line']!r}")
-    path.write_text(whole.replace(breakage["line"], breakage["becomes"]), "utf-8")
+    broken = whole.replace(breakage["line"], breakage["becomes"])
+    compile(broken, str(path), "exec")  # a file that is no Python would be noticed by anything
+    path.write_text(broken, "utf-8")
     command = [
         *(sys.executable, "-W", "ignore", "-m", "pytest", "tests/core", "-x", "-q"),
         *("-p", "no:cacheprovider", "--timeout", "60"),
