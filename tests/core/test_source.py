@@ -202,12 +202,14 @@ INTERRUPTIONS: dict[str, list[tuple[str, int]]] = {
 
 @pytest.mark.parametrize("control_lines", [True, False])
 @pytest.mark.parametrize("what", INTERRUPTIONS)
+@pytest.mark.parametrize("read", [2, 3])
 def test_whatever_happens_at_whichever_moment_of_a_look_nothing_is_lost(
-    what: str, *, control_lines: bool
+    what: str, read: int, *, control_lines: bool
 ) -> None:
     """A checkpoint or a resume between any two system calls of a reader costs and doubles nothing.
 
-    The reader follows from the start; another one comes back with a cursor just then.
+    The reader follows from the start; another one comes back just then, with a cursor at the end of
+    a sealed segment or in the live tail.
     """
     for at in itertools.count():
         with lived([("step", 2), ("save", 0), ("step", 2)], control_lines=control_lines) as life:
@@ -222,7 +224,7 @@ def test_whatever_happens_at_whichever_moment_of_a_look_nothing_is_lost(
             watched = RunDirectory(life.run.cfg, disk=disk)
             follower = RunSource(watched, start="start")
             followed = drain(follower)
-            returning = RunSource(watched, after=cursors[1])
+            returning = RunSource(watched, after=cursors[read - 1])
             returned = drain(returning)
             if not disk.happened:
                 break
@@ -230,7 +232,7 @@ def test_whatever_happens_at_whichever_moment_of_a_look_nothing_is_lost(
             returned += drain(returning)
 
             assert _is_each_once(records_in(followed), life)
-            assert _is_each_once(seen[:2] + records_in(returned), life)
+            assert _is_each_once(seen[:read] + records_in(returned), life)
             assert not [d for d in followed + returned if isinstance(d, Reset)]
 
 
@@ -346,6 +348,27 @@ def test_without_control_lines_the_files_hold_records_only(run: RunDirectory) ->
 
     assert b"$log" not in run.live("sae_features").read_bytes()
     assert records_in(drain(RunSource(run, start="start"))) == life.surviving
+
+
+@pytest.mark.parametrize("control_lines", [True, False])
+def test_a_segment_that_is_sealed_empty_is_not_mistaken_for_the_next(
+    run: RunDirectory, *, control_lines: bool
+) -> None:
+    """A reader that waits at an empty file notices that another one has taken its place."""
+    life = Life(run, control_lines=control_lines)
+    life.record_step(2)
+    life.save()
+    source = RunSource(run, start="start")
+    seen = drain(source)
+    life.record_step(0)
+    life.save()
+    life.record_step(2)
+    seen += drain(source)
+    life.save()
+    life.record_step(1)
+    seen += drain(source)
+
+    assert records_in(seen) == life.surviving
 
 
 def test_records_of_deleted_checkpoints_stay_in_history(run: RunDirectory) -> None:
