@@ -181,10 +181,12 @@ class SegmentChain:
 
     def _seal(self, checkpoint: str, step: int) -> Sealed:
         """Write the seal, put the segment in its places, and only then owe nothing any more."""
-        seal = self._writer.seal(checkpoint=checkpoint, step=step, segment=self.segment)
+        sealed = self._writer
+        seal = sealed.seal(checkpoint=checkpoint, step=step, segment=self.segment)
         self._publish(seal)
         self._owed = None
         self._last = msgspec.convert(seal, Sealed, from_attributes=True)
+        sealed.close(None)
         return self._last
 
     def _publish(self, seal: Seal) -> None:
@@ -192,10 +194,8 @@ class SegmentChain:
         snapshot = self._run.snapshot(seal.checkpoint, self.lane)
         self._run.disk.make_directory(snapshot.parent)
         self._run.disk.share(self.path, snapshot)
-        sealed = self._writer
         self.segment = seal.segment + 1
         self._writer = self._start(seal.segment)
-        sealed.close(None)
 
     def _keep(self, segment: int, label: str) -> None:
         self._run.disk.make_directory(self._run.history_path)

@@ -190,7 +190,9 @@ class RunSource:
 
     def _entry(self, lane: str, lineage: Lineage) -> tuple[list[int], Position | None]:
         """Return the segments to read first, and where to start in the first of them."""
-        newest = lineage.newest or 1
+        newest = lineage.newest
+        if newest is None:
+            return [], None
         if self._resume and (at := self._resume.lanes.get(lane)):
             return self._behind(at, lineage), at
         if self._start == "start" or self._resume or self._begun:
@@ -199,13 +201,11 @@ class RunSource:
             return lineage.all() if whole else lineage.surviving(self._run), None
         if self._start == "checkpoint":
             return [newest], None
-        return [newest], self._end_of(lineage.places[newest])
+        at = self._end_of(lineage.places[newest])
+        return ([newest], at) if at else self._entry(lane, self._survey(lane))
 
     def _end_of(self, place: Place) -> Position | None:
-        """Return the place behind everything in a segment; its start if it was replaced meanwhile.
-
-        Then whatever stands there now came after this reader.
-        """
+        """Return the place behind everything in a segment; `None` if it was sealed meanwhile."""
         tail = Tail(self._run.disk, place.path)
         tail.move_to_end()
         at = Position(place.segment, tail.offset, 0, tail.guard())
