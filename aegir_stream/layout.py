@@ -116,13 +116,13 @@ class RunDirectory:
             RunNotFoundError: there is no such directory.
             UnreadableRunError: it is there, and this process may not read it.
         """
-        if not self.root.is_dir():
+        if not self.disk.is_directory(self.root):
             raise RunNotFoundError(
                 f"Expected a run directory, got `{self.root}`, which does not exist",
                 hint="Name the trainer's output_dir, as an argument or in AEGIR_P5_OUTPUT_DIR",
             )
         try:
-            next(self.root.iterdir(), None)
+            self.disk.names(self.root)
         except PermissionError as error:
             raise UnreadableRunError(
                 f"The run directory `{self.root}` cannot be read by this user",
@@ -197,8 +197,7 @@ class RunDirectory:
         seal = self.seal_of(path)
         if seal:
             return seal.records
-        with path.open("rb") as lines:
-            return sum(1 for line in lines if line.endswith(b"\n") and not codec.is_control(line))
+        return sum(not codec.is_control(line) for line in self.disk.lines(path))
 
     def seal_of(self, path: Path) -> Seal | None:
         """Return the seal that ends a segment, or `None` if it is not sealed.
@@ -230,7 +229,7 @@ class RunDirectory:
             msgspec.DecodeError: it is not JSON.
         """
         try:
-            return _object(self.manifest_path.read_bytes())
+            return _object(self.disk.load(self.manifest_path))
         except FileNotFoundError:
             return {}
 
@@ -250,7 +249,7 @@ class RunDirectory:
             OSError: it is missing or cannot be read.
             msgspec.DecodeError: it is no JSON object.
         """
-        return _object((self.root / checkpoint / self.cfg.metadata_filename).read_bytes())
+        return _object(self.disk.load(self.root / checkpoint / self.cfg.metadata_filename))
 
     def write_metadata(self, checkpoint: str, metadata: Mapping[str, Any]) -> None:
         """Replace a checkpoint's sidecar atomically."""

@@ -306,7 +306,7 @@ class RunSource:
         return [told]
 
     def _why_idle(self) -> str:
-        if not self._run.root.is_dir():
+        if not self._run.disk.is_directory(self._run.root):
             return f"the run directory {self._run.root} does not exist yet"
         if STREAMS[self._stream].sealed:
             return "no live log and no checkpoints yet"

@@ -20,6 +20,7 @@ from aegir_stream.events import SAELogRecord
 from aegir_stream.layout import RunDirectory
 from aegir_stream.sinks import JournalSink
 from aegir_stream.source import RunSource
+from aegir_stream.system import System
 from aegir_stream.testing import make_append, make_record
 from aegir_stream.typing import Sealed
 
@@ -118,6 +119,7 @@ class FullDisk(Disk):
     """
 
     def __init__(self, stops: bytes, *, after: int = 0) -> None:
+        super().__init__()
         self.stops = stops
         self.after = after
         self.full = False
@@ -133,7 +135,7 @@ class FullDisk(Disk):
 
 class _CrampedHandle(AppendHandle):
     def __init__(self, path: Path, *, exclusive: bool, disk: FullDisk) -> None:
-        super().__init__(path, exclusive=exclusive)
+        super().__init__(System(), path, exclusive=exclusive)
         self._disk = disk
 
     def write(self, data: memoryview | bytes) -> int:

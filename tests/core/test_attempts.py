@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 
+from aegir_stream.disk import Disk
 from aegir_stream.layout import RunDirectory
 from aegir_stream.sinks import JournalSink
-from core.runs import Life, attempts, drive
+from aegir_stream.system import System
+from core.runs import Life, attempts, drive, on
 
 
 @pytest.fixture
@@ -35,7 +36,12 @@ def test_all_ranks_of_a_launch_share_its_attempt(run: RunDirectory) -> None:
 
 def test_without_locks_ranks_agree_by_their_checkpoint(run: RunDirectory) -> None:
     """Where no lock tells who is alive, a new launch is known by what it resumed from."""
-    with patch("aegir_stream.disk.fcntl.flock", side_effect=OSError(errno.ENOLCK, "No locks")):
-        assert attempts(*(JournalSink(run, rank=rank) for rank in (0, 1))) == [1, 1]
-        resumed = (JournalSink(run, rank=rank, continues="checkpoint-2") for rank in (2, 1, 0))
-        assert attempts(*resumed) == [2, 2, 2]
+
+    class Lockless(System):
+        def lock(self, fd: int, *, shared: bool = False) -> None:
+            raise OSError(errno.ENOLCK, "No locks available")
+
+    run = on(Disk(Lockless()), run)
+    assert attempts(*(JournalSink(run, rank=rank) for rank in (0, 1))) == [1, 1]
+    resumed = (JournalSink(run, rank=rank, continues="checkpoint-2") for rank in (2, 1, 0))
+    assert attempts(*resumed) == [2, 2, 2]

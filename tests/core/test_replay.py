@@ -33,6 +33,7 @@ class FaultyDisk(Disk):
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.broken = ""
         self.once: int | None = None
         self.threads: set[int] = set()

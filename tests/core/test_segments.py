@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from aegir_stream.layout import RunDirectory
 from aegir_stream.lineage import read_header
 from aegir_stream.sinks import JournalSink
 from aegir_stream.source import RunSource
+from aegir_stream.system import System
 from aegir_stream.testing import make_append, make_record
 from core.runs import FullDisk, Life, drain, drive, on, records_in
 
@@ -218,29 +218,30 @@ def test_without_control_lines_a_segment_is_kept_once(run: RunDirectory) -> None
 
 def test_two_hosts_do_not_share_a_temporary_name(run: RunDirectory, tmp_path: Path) -> None:
     """Creating a file whole is decided by one of two processes, even of the same number."""
-    path, link = tmp_path / "manifest", os.link
-    created: list[bool | None] = []
+    path = tmp_path / "manifest"
+    created: list[bool] = []
 
-    def slow(source: Path, target: Path) -> None:
-        link(source, target)
-        if not created:
-            created.append(None)
-            created[0] = Disk().create(path, b"second")
+    class Slow(System):
+        def link(self, source: Path, target: Path) -> None:
+            super().link(source, target)
+            created.append(Disk().create(path, b"second"))
 
-    with patch("aegir_stream.disk.os.link", side_effect=slow):
-        assert Disk().create(path, b"first")
+    assert Disk(Slow()).create(path, b"first")
     assert (created, path.read_bytes()) == ([False], b"first")
     assert sorted(tmp_path.iterdir()) == [path]
 
 
 def test_without_hard_links_segments_are_copied(run: RunDirectory) -> None:
     """A file system that refuses links gets synced copies with the same content."""
-    refused = OSError(errno.EPERM, "Operation not permitted")
-    with patch("aegir_stream.disk.os.link", side_effect=refused):
-        life = Life(run)
-        life.record_step()
-        life.save()
-        life.record_step()
+
+    class Linkless(System):
+        def link(self, source: Path, target: Path) -> None:
+            raise OSError(errno.EPERM, "Operation not permitted")
+
+    life = Life(on(Disk(Linkless()), run))
+    life.record_step()
+    life.save()
+    life.record_step()
 
     snapshot, kept = run.snapshot("checkpoint-1"), run.closed(1, "checkpoint-1")
     assert not snapshot.samefile(kept)
@@ -284,9 +285,7 @@ def test_a_killed_writer_leaves_its_lane_free(run: RunDirectory) -> None:
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     tests = str(Path(__file__).parent.parent)
-    killed = subprocess.run(
-        [sys.executable, "-c", program, str(run.root), tests], check=False, env=os.environ
-    )
+    killed = subprocess.run([sys.executable, "-c", program, str(run.root), tests], check=False)
     assert killed.returncode == -9
 
     life = Life(run)

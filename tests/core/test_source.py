@@ -167,6 +167,7 @@ class InterruptedDisk(Disk):
     """A disk on which something happens just before one of a reader's calls."""
 
     def __init__(self, *, at: int, what: Callable[[], None]) -> None:
+        super().__init__()
         self._left = at
         self._what = what
 

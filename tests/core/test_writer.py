@@ -13,6 +13,7 @@ from aegir_stream import codec
 from aegir_stream.disk import AppendHandle
 from aegir_stream.errors import WriteLostError
 from aegir_stream.events import Batch, Close, Control, Gap, Seal
+from aegir_stream.system import System
 from aegir_stream.testing import make_append, make_record
 from aegir_stream.writer import SegmentWriter
 
@@ -49,7 +50,7 @@ def path(tmp_path: Path) -> Path:
 
 def test_every_append_is_followed_by_its_trailer(path: Path) -> None:
     """The trailer counts and checks the bytes of its append, and names step and pass."""
-    writer = SegmentWriter(AppendHandle(path), rank=2, attempt=3)
+    writer = SegmentWriter(AppendHandle(System(), path), rank=2, attempt=3)
     append = make_append(make_record(token=0), make_record(token=1))
 
     writer.append(append.data, records=2, step=5, pass_="loss")
@@ -71,7 +72,7 @@ def test_every_append_is_followed_by_its_trailer(path: Path) -> None:
 
 def test_the_seal_covers_the_whole_segment(path: Path) -> None:
     """The seal is the last line; its counts and checksum are those of all data lines."""
-    writer = SegmentWriter(AppendHandle(path))
+    writer = SegmentWriter(AppendHandle(System(), path))
     appends = [make_append(make_record(step=step)) for step in (1, 2, 3)]
     for append in appends:
         writer.append(append.data, records=1)
@@ -86,7 +87,7 @@ def test_the_seal_covers_the_whole_segment(path: Path) -> None:
 
 def test_a_torn_seal_is_finished_and_not_written_twice(path: Path) -> None:
     """Sealing again after a full disk completes the line that was begun."""
-    handle = CrampedHandle(path)
+    handle = CrampedHandle(System(), path)
     writer = SegmentWriter(handle)
     writer.append(make_append().data, records=1)
     handle.room = 10
@@ -101,7 +102,7 @@ def test_a_torn_seal_is_finished_and_not_written_twice(path: Path) -> None:
 
 def test_closing_twice_marks_once(path: Path) -> None:
     """The closing mark says how the segment ended."""
-    writer = SegmentWriter(AppendHandle(path))
+    writer = SegmentWriter(AppendHandle(System(), path))
     writer.append(make_append().data, records=1)
     writer.close("finished")
 
@@ -120,7 +121,7 @@ def test_a_full_disk_costs_records_that_are_counted(sizes: list[int], rooms: lis
     """
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "segment.jsonl"
-        handle = CrampedHandle(path)
+        handle = CrampedHandle(System(), path)
         writer = SegmentWriter(handle)
         lost = serial = 0
         for number, size in enumerate(sizes):
@@ -160,7 +161,7 @@ def _check_trailers(path: Path) -> None:
 
 def test_a_gap_names_the_steps_and_the_reason(path: Path) -> None:
     """What was lost is told once, with its steps and the system's own words."""
-    handle = CrampedHandle(path)
+    handle = CrampedHandle(System(), path)
     writer = SegmentWriter(handle)
     handle.room = 0
     for step in (4, 5, 6):
@@ -177,7 +178,7 @@ def test_a_gap_names_the_steps_and_the_reason(path: Path) -> None:
 
 def test_the_part_that_was_kept_has_a_trailer_of_its_own(path: Path) -> None:
     """Records that got through before the disk was full are not counted to the next step."""
-    handle = CrampedHandle(path)
+    handle = CrampedHandle(System(), path)
     writer = SegmentWriter(handle)
     first = make_append(make_record(token=0), make_record(token=1))
     handle.room = len(first.data) // 2 + 10
@@ -193,7 +194,7 @@ def test_the_part_that_was_kept_has_a_trailer_of_its_own(path: Path) -> None:
 
 def test_without_control_lines_only_records_are_written(path: Path) -> None:
     """Nothing but data lines is in the file, also after a loss."""
-    handle = CrampedHandle(path)
+    handle = CrampedHandle(System(), path)
     writer = SegmentWriter(handle, control_lines=False)
     handle.room = 10
     with pytest.raises(WriteLostError):
