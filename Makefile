@@ -21,7 +21,7 @@ export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-core lint format docs bench breakages clean
+.PHONY: help demo test test-core lint format docs bench breakages soak clean
 
 help: ## list the targets
 	@echo 'Usage: make TARGET [ARGS="..."]'
@@ -57,6 +57,9 @@ bench: $(VENV)/.dev ## run the benchmarks and compare them with their budgets
 
 breakages: $(VENV)/.dev ## break the lines that tests must guard, one at a time, and see a test notice
 	$(VENV)/bin/python tests/break_lines.py
+
+soak: $(VENV)/.dev ## try the log for minutes (ARGS="--minutes 3 --seed 7 --no-large")
+	cd tests && ../$(VENV)/bin/python -m soak $(ARGS)
 
 clean: ## remove what was built (for the environments: rm -r .venv .venv-core)
 	rm -rf build dist docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -40,9 +40,10 @@ def attempt_of(run: RunDirectory, author: Authorship, *, stream: str, lane: str)
 
 
 def _newest_opening(run: RunDirectory, stream: str, lane: str) -> Open | None:
-    opening = read_header(run, run.live(stream, lane))
-    history = run.history(lane)
-    return opening or (read_header(run, history[-1].path) if history else None)
+    """Return the newest header of a lane; what a loss of power left may have none."""
+    closed = [file.path for file in reversed(run.history(lane))]
+    headers = (read_header(run, path) for path in [run.live(stream, lane), *closed])
+    return next((header for header in headers if header), None)
 
 
 def _is_written(run: RunDirectory, stream: str, lane: str) -> bool:

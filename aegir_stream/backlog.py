@@ -60,7 +60,9 @@ class Backlog:
             # Waiting for room gives up the lock, so the backlog may have been closed meanwhile.
             if self.closed or not self._fits(batch):
                 return [*refused, batch]
-            self.size_bytes += batch.size_bytes
+            # Asked before: a signal handler that emits could run in between.
+            size_bytes = batch.size_bytes
+            self.size_bytes += size_bytes
             self._items.append(batch)
         return refused
 
@@ -85,6 +87,15 @@ class Backlog:
                 self._changed.notify_all()
             return item
 
+    def close(self) -> list[Command]:
+        """Refuse everything from now on; return the commands that were waiting, taken out."""
+        with self._changed:
+            self.closed = True
+            waiting = [item for item in self._items if isinstance(item, Command)]
+            self._items = deque(item for item in self._items if not isinstance(item, Command))
+            self._changed.notify_all()
+        return waiting
+
     def _abandon(self) -> None:
         """Close and empty it: a child has no thread to write, and the lock may be held for ever."""
         self._changed = threading.Condition()
@@ -98,17 +109,30 @@ class Backlog:
         if self._overflow == "block":
             self._changed.wait_for(lambda: self.closed or self._fits(batch), self._block_s)
         while self._overflow == "drop_oldest" and not self.closed and not self._fits(batch):
-            refused.append(self._oldest())
+            oldest = self._oldest()
+            if oldest is None:
+                break
+            refused.append(oldest)
         return refused
 
-    def _oldest(self) -> EventBatch:
-        """Take the oldest batch out of the queue, past the commands."""
-        for index, item in enumerate(self._items):
-            if not isinstance(item, Command):
-                del self._items[index]
-                self.size_bytes -= item.size_bytes
-                return item
-        raise AssertionError("the queue holds bytes but no batch")
+    def _oldest(self) -> EventBatch | None:
+        """Take the oldest batch out of the queue, past the commands; `None` if there is none.
+
+        Each step leaves the queue in order: a signal handler that emits holds this thread's lock.
+        """
+        commands: list[EventBatch | Command] = []
+        oldest: EventBatch | None = None
+        while self._items and oldest is None:
+            item = self._items.popleft()
+            if isinstance(item, Command):
+                commands.append(item)
+            else:
+                oldest = item
+        self._items.extendleft(reversed(commands))
+        if oldest is not None:
+            size_bytes = oldest.size_bytes
+            self.size_bytes -= size_bytes
+        return oldest
 
     def _fits(self, batch: EventBatch) -> bool:
         return self.size_bytes == 0 or self.size_bytes + batch.size_bytes <= self._limit_bytes

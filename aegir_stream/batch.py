@@ -1,4 +1,4 @@
-"""A batch of plain events, for streams that are not worth columns."""
+"""Batches: one of plain events, for streams that are not worth columns; and what is written."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import msgspec
 
 from aegir_stream import codec
 from aegir_stream.events import DataEvent
+from aegir_stream.typing import Append, EventBatch
 
-__all__ = ["Events"]
+__all__ = ["Events", "append_of"]
 
 
 class Events(msgspec.Struct, frozen=True):
@@ -34,3 +35,14 @@ class Events(msgspec.Struct, frozen=True):
 
     def release(self) -> None:
         """Do nothing: plain events hold no pooled buffers."""
+
+
+def append_of(batch: EventBatch, data: bytes) -> Append:
+    """Return what a sink is given of a batch, which is `data` when encoded."""
+    return Append(
+        stream=batch.stream,
+        data=data,
+        records=batch.records,
+        step=batch.step,
+        pass_=batch.pass_,
+    )

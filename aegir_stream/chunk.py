@@ -25,7 +25,7 @@ from aegir_stream.events import (
     Stalled,
 )
 
-__all__ = ["Chunk", "Delivery"]
+__all__ = ["Chunk", "Delivery", "Gathering"]
 
 
 class Chunk(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,6 +67,33 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     def _position(self, index: int) -> Position:
         guard = guard_of(self.records[index])
         return Position(self.segment, self.ends[index], 0, guard)
+
+
+class Gathering(msgspec.Struct):
+    """Records of one segment on their way into a chunk."""
+
+    records: list[bytes] = []
+    heads: list[RecordHead] = []
+    places: list[Position] = []
+
+    def add(self, record: bytes, head: RecordHead, at: Position) -> None:
+        """Take a record that stands before `at`."""
+        self.records.append(record)
+        self.heads.append(head)
+        self.places.append(at)
+
+    def chunk(self, *, lane: str, rank: int, attempt: int) -> Chunk:
+        """Return the chunk; the cursor before it is filled in by who knows the other lanes."""
+        return Chunk(
+            lane=lane,
+            rank=rank,
+            attempt=attempt,
+            segment=self.places[-1].segment,
+            records=tuple(self.records),
+            heads=tuple(self.heads),
+            ends=tuple(at.offset for at in self.places),
+            before=Cursor("0", {}),
+        )
 
 
 _MARK = Position(0, 0)

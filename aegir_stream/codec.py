@@ -36,6 +36,7 @@ __all__ = [
     "encode",
     "head",
     "is_control",
+    "is_readable_control",
 ]
 
 T = TypeVar("T")
@@ -54,6 +55,16 @@ _encoder = msgspec.json.Encoder()
 _control_decoder: msgspec.json.Decoder[Control] = msgspec.json.Decoder(
     Open | Batch | Gap | Note | Seal | Close
 )
+# msgspec lets these two through, where a string is not UTF-8 and where brackets nest too deep.
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+_KINDS = {kind.__struct_config__.tag for kind in (Open, Batch, Gap, Note, Seal, Close)}
+
+
+class _Tag(msgspec.Struct, frozen=True):
+    kind: str = msgspec.field(name="$log")
+
+
+_tag_decoder = msgspec.json.Decoder(_Tag)
 
 
 class RecordHead(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,8 +92,8 @@ _heads: dict[type, msgspec.json.Decoder[RecordHead]] = {
 _any_head = msgspec.json.Decoder(RecordHead)
 
 
-def encode(event: msgspec.Struct) -> bytes:
-    r"""Return the event as one JSON line, ``\n`` included."""
+def encode(event: msgspec.Struct | dict[str, Any]) -> bytes:
+    r"""Return the event, or the fields of one, as one JSON line, ``\n`` included."""
     line = _encoder.encode(event)
     if b"null" in line:
         # msgspec writes non-finite floats as null; absent fields are left out, so this is rare.
@@ -103,7 +114,7 @@ def decode(line: bytes, kind: type[T]) -> T:
         return msgspec.json.decode(line, type=kind)
     except msgspec.ValidationError:
         return _decode_non_finite(line, kind)
-    except msgspec.DecodeError as error:
+    except _UNREADABLE as error:
         raise MalformedEventError(f"Expected a JSON object, got {line[:60]!r}: {error}") from error
 
 
@@ -119,8 +130,21 @@ def decode_control(line: bytes) -> Control | None:
     """
     try:
         return _control_decoder.decode(line)
-    except msgspec.MsgspecError:
+    except _UNREADABLE:
         return None
+
+
+def is_readable_control(line: bytes) -> bool:
+    """Tell whether a control line is whole: of a known kind, or of one that a later version adds.
+
+    What a kill or damage left of a control line is not.
+    """
+    if decode_control(line) is not None:
+        return True
+    try:
+        return _tag_decoder.decode(line).kind not in _KINDS
+    except _UNREADABLE:
+        return False
 
 
 def decode_opening(head: bytes) -> Open | None:
@@ -138,8 +162,10 @@ def head(line: bytes, kind: type) -> RecordHead:
             has.
     """
     try:
+        if not line.isascii():
+            line.decode()  # msgspec does not look into strings that it skips
         return _heads.get(kind, _any_head).decode(line)
-    except msgspec.MsgspecError as error:
+    except _UNREADABLE as error:
         raise MalformedEventError(f"{error} - in {line[:60]!r}") from error
 
 
@@ -154,10 +180,10 @@ def _spell_non_finite(value: Any) -> Any:
 
 
 def _decode_non_finite(line: bytes, kind: type[T]) -> T:
-    fields = _revive(msgspec.json.decode(line), msgspec.inspect.type_info(kind))
     try:
+        fields = _revive(msgspec.json.decode(line), msgspec.inspect.type_info(kind))
         return msgspec.convert(fields, kind)
-    except msgspec.ValidationError as error:
+    except _UNREADABLE as error:
         raise MalformedEventError(f"{error} - in {line[:60]!r}") from error
 
 

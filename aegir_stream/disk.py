@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from aegir_stream.fork import in_forked_child
-from aegir_stream.system import Inode, System
+from aegir_stream.system import Inode, Status, System
 
 __all__ = ["AppendHandle", "Disk", "Reading"]
 
@@ -60,8 +60,15 @@ class AppendHandle:
 
         A file system without locks counts as locked: the lane names keep writers apart there.
         """
+        while not self._locked(shared=False):
+            # What is in the way may be a mere look (`Disk.is_held`), which is over at once.
+            if not self._locked(shared=True):
+                return False
+        return True
+
+    def _locked(self, *, shared: bool) -> bool:
         try:
-            self._system.lock(self.fd)
+            self._system.lock(self.fd, shared=shared)
         except BlockingIOError:
             return False
         except OSError as error:
@@ -149,18 +156,52 @@ class Disk:
         """Tell whether a writer holds the lock of a file; `True` where there are no locks.
 
         Asking takes a shared lock for a moment, so never ask about a file that may be one's own.
+        Where a writer goes on in another file meanwhile, that one is asked about.
 
         Raises:
             OSError: as the system calls do (`FileNotFoundError`, ...).
         """
-        with self._opened(path, os.O_RDONLY) as fd:
-            try:
+        while True:
+            with self._opened(path, os.O_RDONLY) as fd:
+                if not self._is_free(fd):
+                    return True
+                looked_at = self._system.fstat(fd).inode
+            if self.read(path, offset=0, size=0).inode == looked_at:
+                return False
+
+    def is_leased(self, path: Path) -> bool:
+        """Tell whether a writer provably holds the lock of a file; `False` if there is no file.
+
+        Unlike `is_held` this takes a file system without locks for no proof.
+        """
+        try:
+            with self._opened(path, os.O_RDONLY) as fd:
                 self._system.lock(fd, shared=True)
-            except OSError as error:
-                if not isinstance(error, BlockingIOError) and error.errno not in _NO_LOCKS:
-                    raise
-                return True
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
         return False
+
+    def _is_free(self, fd: int) -> bool:
+        try:
+            self._system.lock(fd, shared=True)
+        except OSError as error:
+            if not isinstance(error, BlockingIOError) and error.errno not in _NO_LOCKS:
+                raise
+            return False
+        return True
+
+    def status(self, path: Path) -> Status | None:
+        """Return size, inode and time of change of a file or directory; `None` if there is none.
+
+        Raises:
+            OSError: as the system call does, but for a missing file.
+        """
+        try:
+            return self._system.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
     # -- directories -------------------------------------------------------------------------------
 

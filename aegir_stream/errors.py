@@ -63,6 +63,10 @@ class SinkClosedError(AegirError, RuntimeError):
     """Something was written to a sink after it was closed."""
 
 
+class UnsyncedError(AegirError, OSError):
+    """What was written can be read, but may not survive a loss of power."""
+
+
 class WriteLostError(AegirError, OSError):
     """A write failed and records were lost.
 

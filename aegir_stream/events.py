@@ -260,8 +260,9 @@ class Seal(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="$lo
 class Close(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="$log", tag="close"):
     """Last line of a segment that was ended without a checkpoint.
 
-    `status` is `finished` (training ended), `stopped` (the recorder was closed before its end) or
-    `abandoned` (a later attempt set the segment aside).
+    `status` is `finished` (training ended), `stopped` (the recorder was closed before its end),
+    `abandoned` (a later attempt set the segment aside) or `unsynced` (a sync failed, and the next
+    segment goes on).
     """
 
     status: str
@@ -311,12 +312,17 @@ class Heartbeat(Struct, frozen=True, kw_only=True):
 
 
 class Corrupt(Struct, frozen=True, kw_only=True):
-    """Bytes that are no record were skipped; reading goes on behind them."""
+    """Bytes that are no record were skipped; reading goes on behind them.
+
+    Lines that were found in a row are told together, with what is wrong with the first; `lines`
+    says how many. It is 1 as well where nobody counted.
+    """
 
     path: str
     offset: int
     length: int
     reason: str
+    lines: int = 1
 
 
 class Reset(Struct, frozen=True, kw_only=True):

@@ -14,12 +14,12 @@ from contextlib import aclosing
 from typing import Generic, TypeVar
 
 import anyio
-import anyio.to_thread
 import msgspec
 
-from aegir_stream.chunk import Chunk, Delivery
+from aegir_stream.chunk import Delivery
 from aegir_stream.cursor import Cursor
-from aegir_stream.events import CaughtUp, FellBehind, Idle, SourceSwitch
+from aegir_stream.events import CaughtUp, FellBehind, Idle, Reset, SourceSwitch, Stalled
+from aegir_stream.shelf import Block, Ledger, Shelf, Stretch, is_ahead
 from aegir_stream.source import RunSource, Start
 
 __all__ = ["Block", "Hub", "HubStatistics", "OpenSource"]
@@ -30,17 +30,7 @@ OpenSource = Callable[[str | None, Start], RunSource]
 """Opens the hub's stream from a cursor, or from a start."""
 
 _RING_BYTES = 8 << 20
-_BLOCK_BYTES = 256
-"""What a block weighs beside its records."""
-
 _RETRY_S = 0.25
-
-
-class Block(msgspec.Struct, Generic[T], frozen=True):
-    """One delivery, and what it was rendered to."""
-
-    delivery: Delivery
-    rendered: T
 
 
 class HubStatistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,7 +39,7 @@ class HubStatistics(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         subscribers: open subscriptions.
         blocks: blocks in the ring.
-        ring_bytes: their size, as far as records go.
+        ring_bytes: about how much memory they hold.
         delivered: blocks that went through the ring.
         evicted: blocks that left it.
         catch_ups: times a subscriber had to read the file by itself.
@@ -72,7 +62,7 @@ class Hub(Generic[T]):
         open_source: opens the stream.
         render: turns a delivery into what subscribers want; called once per delivery for all
             that are in the ring. Pure.
-        ring_bytes: bound on the records kept for subscribers.
+        ring_bytes: bound on the memory of the ring; its newest block stays whatever it weighs.
     """
 
     def __init__(
@@ -85,7 +75,9 @@ class Hub(Generic[T]):
         self._open_source = open_source
         self._render = render
         self._ring_bytes = ring_bytes
-        self._ring: deque[tuple[Block[T], Cursor, int]] = deque()
+        self._ring: deque[Block[T]] = deque()
+        self._ledger = Ledger(render)
+        self._shelf = Shelf(lambda place: open_source(place, "checkpoint"), self._ledger)
         self._held = 0
         self._delivered = 0
         self._tail: Cursor | None = None
@@ -110,7 +102,7 @@ class Hub(Generic[T]):
         its own pace; close the iterator with `contextlib.aclosing`.
         """
         self._subscribers += 1
-        subscription = _Subscription(self._open_source(after, start), self._render)
+        subscription = _Subscription(self._shelf, self._open_source(after, start), self._render)
         try:
             while True:
                 async with aclosing(subscription.catch_up(await self._goal())) as blocks:
@@ -126,8 +118,6 @@ class Hub(Generic[T]):
                         yield block
                 # Fell out of the ring: read the file from where the ring was left.
                 self._catch_ups += 1
-                source = self._open_source(subscription.place.text(), start)
-                subscription = _Subscription(source, self._render, quiet=True)
         finally:
             self._subscribers -= 1
 
@@ -146,16 +136,24 @@ class Hub(Generic[T]):
 
     def _admit(self, delivery: Delivery, after: Cursor) -> None:
         self._tail = after
+        if isinstance(delivery, Reset):
+            self._shelf.clear()
         if not isinstance(delivery, CaughtUp | Idle):
-            records = delivery.records if isinstance(delivery, Chunk) else ()
-            size = _BLOCK_BYTES + sum(map(len, records))
-            self._ring.append((Block(delivery, self._render(delivery)), after, size))
-            self._delivered += 1
-            self._held += size
-            while self._held > self._ring_bytes and len(self._ring) > 1:
-                self._held -= self._ring.popleft()[2]
+            for block in self._ledger.blocks_of(delivery, after):
+                self._push(block)
         news, self._news = self._news, anyio.Event()
         news.set()
+
+    def _push(self, block: Block[T]) -> None:
+        self._ring.append(block)
+        self._delivered += 1
+        self._hold(block.weight)
+        while self._held > self._ring_bytes and len(self._ring) > 1:
+            self._hold(-self._ring.popleft().weight)
+
+    def _hold(self, weight: int) -> None:
+        self._held += weight
+        self._ledger.keep(weight)
 
     async def _goal(self) -> tuple[Cursor, int]:
         """Return the place where the ring ends, and how many blocks went through it."""
@@ -175,8 +173,8 @@ class Hub(Generic[T]):
             if not behind:
                 await self._next_news()
                 continue
-            block, subscription.place, _ = self._ring[-behind]
-            subscription.seen += 1
+            block = self._ring[-behind]
+            subscription.ride(block)
             yield block
 
 
@@ -184,17 +182,16 @@ class _Subscription(Generic[T]):
     """One subscriber's place: in the file while it catches up, in the ring afterwards.
 
     Args:
-        source: its own reader.
+        shelf: where it reads behind the ring.
+        own: its own reader, which knows what it asked for and says first what becomes of that.
         render: the hub's.
-        quiet: leave out the `SourceSwitch` that resuming begins with.
     """
 
-    def __init__(
-        self, source: RunSource, render: Callable[[Delivery], T], *, quiet: bool = False
-    ) -> None:
-        self._source = source
+    def __init__(self, shelf: Shelf[T], own: RunSource, render: Callable[[Delivery], T]) -> None:
+        self._shelf = shelf
+        self._own: RunSource | None = own
         self._render = render
-        self._quiet = quiet
+        self._stalled = False
         self.place = Cursor("0", {})
         self.seen = 0
         self.arrived = False
@@ -205,42 +202,36 @@ class _Subscription(Generic[T]):
         Afterwards `arrived` says whether the ring can take over: it cannot when the subscriber came
         with a cursor that is ahead of the hub or could not be judged yet, or when reading failed.
         """
-        source, (tail, delivered) = self._source, goal
-        while deliveries := await self._read(tail):
-            for delivery in deliveries:
-                if not self._is_noise(delivery):
-                    yield Block(delivery, self._render(delivery))
-        self.place, self.seen = source.cursor, delivered
-        self.arrived = source.judged and not source.stalled and not _ahead(self.place, tail)
-        if self.arrived and _behind(self.place, tail):
+        tail, self.seen = goal
+        while stretch := await self._next(tail):
+            for block in stretch.blocks:
+                if self._is_told(block.delivery):
+                    continue
+                yield block
+            self.place = stretch.end
+        judged = self._own is None or self._own.judged
+        self.arrived = judged and not self._stalled and not is_ahead(self.place, tail)
+        if self.arrived and is_ahead(tail, self.place):
             fell = FellBehind(reason="the file no longer holds what the hub has read from it")
-            yield Block(fell, self._render(fell))
+            yield Block(fell, self._render(fell), self.place)
 
-    async def _read(self, tail: Cursor) -> list[Delivery]:
-        return await anyio.to_thread.run_sync(
-            lambda: self._source.poll(until=tail), abandon_on_cancel=True
-        )
+    def ride(self, block: Block[T]) -> None:
+        """Go behind a block of the ring."""
+        if block.after.lanes:
+            self._own, self.place = None, block.after
+        self.seen += 1
 
-    def _is_noise(self, delivery: Delivery) -> bool:
-        resumed = isinstance(delivery, SourceSwitch) and delivery.verdict == "resumed"
-        return isinstance(delivery, CaughtUp) or (self._quiet and resumed)
+    async def _next(self, tail: Cursor) -> Stretch[T] | None:
+        own = self._own
+        if own is None:
+            return await self._shelf.behind(self.place, tail)
+        stretch = await self._shelf.of_newcomer(own, tail)
+        self.place = own.cursor
+        if stretch and any(isinstance(b.delivery, SourceSwitch) for b in stretch.blocks):
+            self._own = None
+        return stretch
 
-
-def _ahead(place: Cursor, tail: Cursor) -> bool:
-    """Tell whether `place` is behind records that the ring, from `tail` on, would bring again."""
-    return any(
-        (at.segment, at.offset) > _spot(tail, lane) if lane in tail.lanes else at.offset > 0
-        for lane, at in place.lanes.items()
-    )
-
-
-def _behind(place: Cursor, tail: Cursor) -> bool:
-    return any(
-        lane not in place.lanes or _spot(place, lane) < (at.segment, at.offset)
-        for lane, at in tail.lanes.items()
-    )
-
-
-def _spot(cursor: Cursor, lane: str) -> tuple[int, int]:
-    at = cursor.lanes[lane]
-    return at.segment, at.offset
+    def _is_told(self, delivery: Delivery) -> bool:
+        """Tell whether this is known already: that reading still fails."""
+        known, self._stalled = self._stalled, isinstance(delivery, Stalled)
+        return known and self._stalled

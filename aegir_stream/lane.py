@@ -9,8 +9,10 @@ from typing import TypeAlias
 import msgspec
 
 from aegir_stream import codec
-from aegir_stream.chunk import Chunk, Delivery
-from aegir_stream.cursor import Cursor, Position, guard_of
+from aegir_stream.bookmark import Bookmark
+from aegir_stream.chunk import Delivery, Gathering
+from aegir_stream.committed import CommittedTail, Level, has_trailers
+from aegir_stream.cursor import Position
 from aegir_stream.errors import MalformedEventError
 from aegir_stream.events import (
     Checkpoint,
@@ -20,20 +22,23 @@ from aegir_stream.events import (
     Gap,
     Note,
     Open,
-    Reset,
     Rewound,
     Seal,
     SourceSwitch,
     Stalled,
 )
-from aegir_stream.layout import STREAMS, RunDirectory
-from aegir_stream.lineage import Lineage, Place, read_header, survey
-from aegir_stream.tail import Look, Tail
+from aegir_stream.layout import ABANDONED, STREAMS, UNSYNCED, RunDirectory
+from aegir_stream.lineage import HEAD_BYTES, Lineage, Place, read_header, survey
+from aegir_stream.patience import Unfinished
+from aegir_stream.tail import SHORTER, Look, Tail
 
 __all__ = ["LaneReader", "Placed"]
 
 Placed: TypeAlias = tuple[Delivery, Position]
 """A delivery and the place behind it in its lane."""
+
+_SHORT_LOOKS = 200
+"""Looks until a closed file that is too short counts as truncated: longer than sizes are cached."""
 
 
 class LaneReader:
@@ -46,6 +51,7 @@ class LaneReader:
         plan: numbers of the segments to read first; later ones follow in their order.
         at: where to start in the first segment of `plan`.
         whole: whether `plan` is all there is, so that what it lacks is told.
+        level: when a record counts.
     """
 
     def __init__(
@@ -57,14 +63,17 @@ class LaneReader:
         plan: Iterable[int] = (),
         at: Position | None = None,
         whole: bool = False,
+        level: Level = "live",
     ) -> None:
         self._run = run
+        self._level: Level = level
         self._whole = whole
         self._stream = STREAMS[stream]
         self._lane = lane
         self._plan = deque(plan)
         self._at = at
-        self._segment: _Segment | None = None
+        self._lineage: Lineage | None = None
+        self._segment: Bookmark | None = None
         self._found: list[Placed] = []
         self._switch: SourceSwitch | None = None
         self.stalled = False
@@ -75,6 +84,14 @@ class LaneReader:
         if self._segment is None:
             return self._at or Position(self._plan[0] if self._plan else 1, 0)
         return self._segment.position
+
+    @property
+    def unfinished(self) -> Unfinished | None:
+        """The last line, if its writer has not finished it yet."""
+        segment = self._segment
+        if segment is None or segment.ended or not segment.place.growing or not segment.unfinished:
+            return None
+        return Unfinished(str(segment.place.path), segment.tail.offset, segment.unfinished)
 
     def poll(self, *, until: Position | None = None) -> list[Placed]:
         """Return what can be read now, up to about 256 KiB, each with the place behind it.
@@ -88,7 +105,9 @@ class LaneReader:
                 pass
         except OSError as error:
             self._stall(error.strerror or str(error))
-        return self._found
+        # A reader that waits must not hold what it handed out.
+        found, self._found = self._found, []
+        return found
 
     def _proceed(self, until: Position | None) -> bool:
         """Read on in the segment, or go on to the next; tell whether there may be more."""
@@ -103,25 +122,51 @@ class LaneReader:
 
     # -- inside a segment --------------------------------------------------------------------------
 
-    def _read(self, segment: _Segment, until: Position | None) -> bool:
+    def _read(self, segment: Bookmark, until: Position | None) -> bool:
         """Take one look at the segment; tell whether there may be more."""
         limit = until.offset if until and segment.number == until.segment else None
         look = segment.tail.look(until=limit)
+        segment.unfinished = look.unfinished
         match look.outcome:
             case "failed":
                 return self._stall(look.reason)
             case "missing" | "replaced":
                 return self._relocate(segment, look.outcome)
             case "truncated":
-                return self._start_over(segment)
+                return self._wait_for_the_rest(segment, look.size)
+        if segment.shortest is not None and not segment.is_as_it_was(self._run):
+            return self._start_over(segment)
+        segment.shortest, segment.short_looks = None, 0
         self.stalled = False
         self._digest(segment, look)
         done = look.outcome == "end" and not segment.place.growing and limit is None
-        segment.ended = segment.ended or done
+        if done and not segment.ended:
+            self._end_unsealed(segment)
         return segment.ended or look.outcome == "lines"
 
-    def _digest(self, segment: _Segment, look: Look) -> None:
-        batch = _Batch()
+    def _end_unsealed(self, segment: Bookmark) -> None:
+        """A closed file ends here; say so if a checkpoint closed it and its seal is not there."""
+        segment.ended = True
+        place, offset = segment.place, segment.position.offset
+        # A cursor may stand behind the seal; and what lacks a checksum at the end was told.
+        if place.sealed and segment.damaged_to < offset and self._lost_its_seal(place):
+            reason = "the seal is missing: the file was cut off"
+            self._say(segment.corrupt(offset, segment.unfinished, reason))
+
+    def _lost_its_seal(self, place: Place) -> bool:
+        """Tell whether a file that a checkpoint closed has no seal, and had one."""
+        if self._run.seal_of(place.path):
+            return False
+        head = self._run.disk.read(place.path, offset=0, size=HEAD_BYTES).data
+        line, newline, _ = head.partition(b"\n")
+        if line.strip(b"\0"):
+            return has_trailers(line + newline, self._stream.kind)
+        # Nothing of it was written back: another segment tells.
+        live = self._run.live(self._stream.name, self._lane)
+        return read_header(self._run, live) is not None
+
+    def _digest(self, segment: Bookmark, look: Look) -> None:
+        batch = Gathering()
         for line, end in zip(look.lines, look.ends, strict=True):
             segment.behind(line, end)
             if codec.is_control(line):
@@ -130,37 +175,40 @@ class LaneReader:
             elif line:
                 batch = self._gather(segment, line, batch)
         self._hand_out(segment, batch)
-        for skipped in look.oversize:
-            segment.behind_anything()
-            self._say(segment.corrupt(skipped.offset, skipped.length, "line too long"))
+        for skipped in look.skipped:
+            segment.position = Position(segment.number, skipped.end, 0, skipped.guard)
+            segment.damaged_to = skipped.end
+            self._say(segment.corrupt(skipped.offset, skipped.length, skipped.reason))
 
-    def _gather(self, segment: _Segment, line: bytes, batch: _Batch) -> _Batch:
+    def _gather(self, segment: Bookmark, line: bytes, batch: Gathering) -> Gathering:
         at = segment.position
         try:
             batch.add(line, codec.head(line, self._stream.kind), at)
         except MalformedEventError as error:
             batch = self._hand_out(segment, batch)
-            start = at.offset - len(line) - 1
-            self._say(segment.corrupt(start, len(line) + 1, str(error)), at=at)
+            self._say_corrupt(segment, line, str(error))
         return batch
 
-    def _hand_out(self, segment: _Segment, batch: _Batch) -> _Batch:
+    def _say_corrupt(self, segment: Bookmark, line: bytes, reason: str) -> None:
+        """Tell that the line just read is none, together with those in a row before it."""
+        start = segment.position.offset - len(line) - 1
+        corrupt = segment.corrupt(start, len(line) + 1, reason)
+        before = self._found[-1][0] if self._found else None
+        if isinstance(before, Corrupt) and before.offset + before.length == start:
+            self._found.pop()
+            corrupt = msgspec.structs.replace(
+                before, length=before.length + corrupt.length, lines=before.lines + 1
+            )
+        self._say(corrupt)
+
+    def _hand_out(self, segment: Bookmark, batch: Gathering) -> Gathering:
         """Hand out what was gathered; return an empty batch."""
         if batch.records:
-            chunk = Chunk(
-                lane=self._lane,
-                rank=segment.rank,
-                attempt=segment.attempt,
-                segment=segment.number,
-                records=tuple(batch.records),
-                heads=tuple(batch.heads),
-                ends=tuple(at.offset for at in batch.places),
-                before=Cursor("0", {}),
-            )
+            chunk = batch.chunk(lane=self._lane, rank=segment.rank, attempt=segment.attempt)
             self._say(chunk, at=batch.places[-1])
-        return _Batch()
+        return Gathering()
 
-    def _obey(self, segment: _Segment, line: bytes) -> None:
+    def _obey(self, segment: Bookmark, line: bytes) -> None:
         """Act on a control line."""
         match codec.decode_control(line):
             case Open() as opening:
@@ -173,9 +221,12 @@ class LaneReader:
                 self._say(Checkpoint(step=step, checkpoint=checkpoint))
                 segment.ended = True
             case Close(status=status):
-                if status != "abandoned":
+                if status not in {ABANDONED, UNSYNCED}:
                     self._say(Closed(status=status))
-                segment.ended = self._stream.sealed
+                # Behind it a later attempt may have put the seal that its writer owed.
+                segment.ended = self._stream.sealed and not segment.place.sealed
+            case None if not codec.is_readable_control(line):
+                self._say_corrupt(segment, line, "an unreadable control line")
 
     def _stall(self, reason: str) -> bool:
         if not self.stalled:
@@ -186,7 +237,7 @@ class LaneReader:
 
     # -- from segment to segment -------------------------------------------------------------------
 
-    def _advance(self, until: Position | None) -> _Segment | None:
+    def _advance(self, until: Position | None) -> Bookmark | None:
         """Enter the next segment; `None` while there is none."""
         left = self._segment
         if self._plan:
@@ -195,7 +246,7 @@ class LaneReader:
             return None
         else:
             wanted = left.number + 1 if left else 1
-        lineage = self._survey()
+        lineage = self._lineage_for(wanted)
         number = min((n for n in lineage.places if n >= wanted), default=None)
         if number is None or (until and number > until.segment):
             return None
@@ -204,7 +255,17 @@ class LaneReader:
         self._segment = self._enter(lineage.places[number], left)
         return self._segment
 
-    def _newer_than(self, left: _Segment) -> bool:
+    def _lineage_for(self, wanted: int) -> Lineage:
+        """Return the lineage; as it was found before, if a closed segment is wanted: it stays.
+
+        So a catch-up over many segments lists the directory once.
+        """
+        place = self._lineage.places.get(wanted) if self._lineage else None
+        if self._lineage is None or not place or place.growing or not place.header(self._run):
+            self._lineage = self._survey()
+        return self._lineage
+
+    def _newer_than(self, left: Bookmark) -> bool:
         """Tell, without listing directories, whether a segment after `left` may be there."""
         if not self._stream.sealed:
             return False
@@ -214,17 +275,17 @@ class LaneReader:
     def _survey(self) -> Lineage:
         return survey(self._run, stream=self._stream.name, lane=self._lane)
 
-    def _enter(self, place: Place, left: _Segment | None) -> _Segment:
+    def _enter(self, place: Place, left: Bookmark | None) -> Bookmark:
         header = place.header(self._run)
         at = self._at if self._at and self._at.segment == place.segment else None
-        segment = self._segment = _Segment.at(self._run, place, at)
+        segment = self._segment = self._begin(place, at)
         self._at = None
         segment.rank = header.rank if header else 0
         segment.attempt = header.attempt if header else 1
         if at and at.offset and not self._stream.sealed:
             segment.attempt = segment.tail.attempt_before() or segment.attempt
-        if header and left and header.previous != left.number:
-            self._say(_rewound(header))
+        if header and left:
+            self._say_what_is_between(header, left, segment)
         if header and left is None and at is None and self._whole and header.previous:
             self._say(segment.reset(f"continues segment {header.previous}, which is gone"))
         if header is None and place.source.startswith("snapshot:"):
@@ -233,7 +294,39 @@ class LaneReader:
         self._say_switch(segment, continues=header.continues if header else None)
         return segment
 
-    def _say_switch(self, segment: _Segment, *, continues: str | None) -> None:
+    def _say_what_is_between(self, header: Open, left: Bookmark, segment: Bookmark) -> None:
+        """Tell of a rewind, and of a segment that should have been read between two."""
+        previous, places = header.previous, self._lineage.places if self._lineage else {}
+        gone = previous is not None and previous > left.number and previous not in places
+        if previous != left.number and (not gone or header.attempt > left.attempt):
+            self._say(_rewound(header))
+        if gone:
+            self._say(segment.reset(f"continues segment {previous}, which is gone"))
+
+    def _begin(self, place: Place, at: Position | None) -> Bookmark:
+        """Return a segment, to be read from a position, or from its beginning."""
+        offset = at.offset if at else 0
+        if self._level == "live" or not self._stream.control_lines:
+            tail = Tail(
+                self._run.disk,
+                place.path,
+                offset=offset,
+                identity=place.opening,
+                inode=place.inode,
+            )
+        else:
+            tail = CommittedTail(
+                self._run.disk,
+                place.path,
+                kind=self._stream.kind,
+                growing=place.growing,
+                offset=offset,
+                identity=place.opening,
+                inode=place.inode,
+            )
+        return Bookmark(place, tail, at or Position(place.segment, 0))
+
+    def _say_switch(self, segment: Bookmark, *, continues: str | None) -> None:
         switch = SourceSwitch(
             source=segment.place.source,
             path=str(segment.place.path),
@@ -245,17 +338,17 @@ class LaneReader:
             self._say(switch)
         self._switch = switch
 
-    def _relocate(self, segment: _Segment, outcome: str) -> bool:
+    def _relocate(self, segment: Bookmark, outcome: str) -> bool:
         """The file at our path is another one now: find where our segment went."""
         lineage = self._survey()
         place = lineage.places.get(segment.number)
         if place and place.path != segment.tail.path:
-            segment.place, segment.tail.path = place, place.path
+            segment.moved(place)
             return True
         if place and outcome == "missing":
             return self._stall("the file is missing")
         if place:
-            self._segment = segment = _Segment.at(self._run, place, None)
+            self._segment = segment = self._begin(place, None)
             self._say(segment.reset("was replaced by another log; reading starts at its beginning"))
             return True
         if lineage.newest is not None and lineage.newest > segment.number:
@@ -264,65 +357,26 @@ class LaneReader:
             return True
         return False
 
-    def _start_over(self, segment: _Segment) -> bool:
+    def _wait_for_the_rest(self, segment: Bookmark, size: int) -> bool:
+        """The file is shorter than what was read: truncated, or its size is out of date.
+
+        Once it is as long again, the line before our place tells which. A file that grows no more
+        is believed to be truncated after a while.
+        """
+        before = segment.position.offset if segment.shortest is None else segment.shortest
+        segment.shortest = min(size, before)
+        segment.short_looks += 1
+        if not segment.place.growing and segment.short_looks > _SHORT_LOOKS:
+            return self._start_over(segment)
+        return self._stall(SHORTER)
+
+    def _start_over(self, segment: Bookmark) -> bool:
         """Go on at the end of what a truncation left: what is there was delivered before."""
-        segment.tail.move_to_end()
+        segment.tail.move_to_end(within=segment.shortest)
         segment.behind_anything()
-        self._say(segment.reset("was truncated; reading goes on at its end"))
+        segment.shortest, segment.short_looks = None, 0
+        self._say(segment.reset("was truncated; reading goes on at the end of what was left"))
         return True
-
-
-class _Segment(msgspec.Struct):
-    """The segment that is being read, and how far."""
-
-    place: Place
-    tail: Tail
-    position: Position
-    attempt: int = 0
-    rank: int = 0
-    ended: bool = False
-
-    @classmethod
-    def at(cls, run: RunDirectory, place: Place, at: Position | None) -> _Segment:
-        tail = Tail(
-            run.disk,
-            place.path,
-            offset=at.offset if at else 0,
-            identity=place.opening,
-            inode=place.inode,
-        )
-        return cls(place, tail, at or Position(place.segment, 0))
-
-    @property
-    def number(self) -> int:
-        return self.place.segment
-
-    def behind(self, line: bytes, end: int) -> None:
-        """Move behind a line that ends at `end`."""
-        self.position = Position(self.number, end, 0, guard_of(line))
-
-    def behind_anything(self) -> None:
-        """Move behind what the tail has passed over."""
-        self.position = Position(self.number, self.tail.offset, 0, self.tail.guard())
-
-    def corrupt(self, offset: int, length: int, reason: str) -> Corrupt:
-        return Corrupt(path=str(self.tail.path), offset=offset, length=length, reason=reason)
-
-    def reset(self, reason: str) -> Reset:
-        return Reset(path=str(self.tail.path), reason=f"The file {reason}")
-
-
-class _Batch(msgspec.Struct):
-    """Records gathered between two control lines."""
-
-    records: list[bytes] = []
-    heads: list[codec.RecordHead] = []
-    places: list[Position] = []
-
-    def add(self, line: bytes, head: codec.RecordHead, at: Position) -> None:
-        self.records.append(line)
-        self.heads.append(head)
-        self.places.append(at)
 
 
 def _rewound(opening: Open) -> Rewound:

@@ -25,10 +25,25 @@ from aegir_stream.events import (
     Seal,
 )
 
-__all__ = ["STREAMS", "CheckpointFiles", "HistoryFile", "RunDirectory", "Stream", "lane_name"]
+__all__ = [
+    "ABANDONED",
+    "STREAMS",
+    "UNSYNCED",
+    "CheckpointFiles",
+    "HistoryFile",
+    "RunDirectory",
+    "Stream",
+    "lane_name",
+]
 
 MANIFEST = "aegir_run.json"
 HISTORY = "history"
+
+ABANDONED = "abandoned"
+"""Label of a segment that a later attempt set aside."""
+
+UNSYNCED = "unsynced"
+"""Label of a segment that its writer left because a sync had failed; the next one goes on."""
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _HISTORY = re.compile(r"(\d{5,})-(.+?)(?:\.(rank\d+(?:-\d+)?))?\.jsonl")
@@ -69,7 +84,10 @@ class CheckpointFiles(msgspec.Struct, frozen=True, kw_only=True, order=True):
 
 
 class HistoryFile(msgspec.Struct, frozen=True, kw_only=True, order=True):
-    """A closed segment under `history/`; `label` is its checkpoint's name or `abandoned`."""
+    """A closed segment under `history/`.
+
+    `label` is its checkpoint's name, `ABANDONED` or `UNSYNCED`.
+    """
 
     segment: int
     label: str
@@ -79,6 +97,17 @@ class HistoryFile(msgspec.Struct, frozen=True, kw_only=True, order=True):
 def lane_name(rank: int, *, writer: int = 1) -> str:
     """Return the lane of the `writer`-th process that writes as `rank`."""
     return f"rank{rank}" if writer == 1 else f"rank{rank}-{writer}"
+
+
+class _Attempt(msgspec.Struct):
+    attempt: int = 0
+
+
+class _Manifest(msgspec.Struct):
+    """What a manifest must look like where it says anything."""
+
+    run_id: str = ""
+    attempts: list[_Attempt] = []
 
 
 class RunDirectory:
@@ -164,6 +193,26 @@ class RunDirectory:
                 found |= _lanes_of(self.cfg.sae_log_filename, names)
         return sorted(found, key=_lane_order)
 
+    def live_files(self, stream: str, names: list[str]) -> list[Path]:
+        """Return the live files of a stream among the names in this directory, in order of lane."""
+        lanes = _lanes_of(self._file_name(stream), names)
+        return [self.live(stream, lane) for lane in sorted(lanes, key=_lane_order)]
+
+    def newest_step(self, names: list[str]) -> int | None:
+        """Return the step of the newest checkpoint among the names in this directory."""
+        matches = map(_CHECKPOINT.fullmatch, names)
+        return max((int(match[1]) for match in matches if match), default=None)
+
+    def is_run(self, names: list[str]) -> bool:
+        """Tell whether a directory in which `names` stand is a run, of ours or of a plain trainer.
+
+        Other streams are no sign: their files have names that anything may have.
+        """
+        if any(name == MANIFEST or _CHECKPOINT.fullmatch(name) for name in names):
+            return True
+        signs = ("sae_features", "progress")
+        return any(_lanes_of(self._file_name(stream), names) for stream in signs)
+
     def history(self, lane: str = "rank0") -> list[HistoryFile]:
         """Return the closed segments of a lane, oldest first."""
         files = []
@@ -181,17 +230,31 @@ class RunDirectory:
             CheckpointFiles(step=int(m[1]), name=m[0], path=self.root / m[0]) for m in matches if m
         )
 
+    def snapshots(self, checkpoint: CheckpointFiles) -> list[Path]:
+        """Return the paths of a checkpoint's snapshots of the SAE records, in order of rank."""
+        return [self.snapshot(checkpoint.name, lane) for lane in self._snapshot_lanes(checkpoint)]
+
     def snapshot_records(self, checkpoint: CheckpointFiles) -> int:
         """Return the number of SAE records in a checkpoint's snapshots, over all lanes.
 
-        Taken from each file's seal; a file without one is counted.
+        Taken from each file's seal; a file without one is counted. Read under `history/` where it
+        is there: on network file systems a file that is open in a checkpoint's directory, however
+        shortly, makes its removal fail.
 
         Raises:
             OSError: a snapshot cannot be read.
         """
-        names = self.disk.names(checkpoint.path)
-        lanes = _lanes_of(self.cfg.sae_log_filename, names)
-        return sum(self._records_in(self.snapshot(checkpoint.name, lane)) for lane in lanes)
+        lanes = self._snapshot_lanes(checkpoint)
+        return sum(self._records_in(self._kept_snapshot(checkpoint, lane)) for lane in lanes)
+
+    def _snapshot_lanes(self, checkpoint: CheckpointFiles) -> list[str]:
+        lanes = _lanes_of(self.cfg.sae_log_filename, self.disk.names(checkpoint.path))
+        return sorted(lanes, key=_lane_order)
+
+    def _kept_snapshot(self, checkpoint: CheckpointFiles, lane: str) -> Path:
+        """Return another name of a snapshot, or its own where it has no other."""
+        kept = [file.path for file in self.history(lane) if file.label == checkpoint.name]
+        return kept[-1] if kept else self.snapshot(checkpoint.name, lane)
 
     def _records_in(self, path: Path) -> int:
         seal = self.seal_of(path)
@@ -226,17 +289,26 @@ class RunDirectory:
 
         Raises:
             OSError: it cannot be read.
-            msgspec.DecodeError: it is not JSON.
+            msgspec.DecodeError: it is no JSON object, or none of a run.
+            UnicodeDecodeError: it is no text.
         """
         try:
-            return _object(self.disk.load(self.manifest_path))
+            manifest = _object(self.disk.load(self.manifest_path))
         except FileNotFoundError:
             return {}
+        msgspec.convert(manifest, _Manifest)
+        return manifest
 
     def ensure_manifest(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
         """Create `aegir_run.json` unless a process was quicker; return what stands there."""
         self.disk.create(self.manifest_path, _pretty(manifest))
         return self.read_manifest()
+
+    def set_manifest_aside(self) -> None:
+        """Keep a damaged manifest under another name, which makes room for a new one."""
+        names = self.disk.names(self.root)
+        number = sum(name.startswith(f"{MANIFEST}.damaged-") for name in names) + 1
+        self.disk.replace(self.manifest_path, self.root / f"{MANIFEST}.damaged-{number}")
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         """Replace `aegir_run.json` atomically."""

@@ -8,13 +8,14 @@ is the chain of those names from the newest segment back.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 
 from aegir_stream import codec
 from aegir_stream.events import Open
-from aegir_stream.layout import STREAMS, RunDirectory
+from aegir_stream.layout import STREAMS, UNSYNCED, CheckpointFiles, RunDirectory
 
 __all__ = ["HEAD_BYTES", "Lineage", "Place", "read_header", "survey"]
 
@@ -37,6 +38,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
         growing: whether its writer may still append.
         opening: first line of a growing file, newline included; empty while it is unfinished.
         inode: (device, inode) of a growing file.
+        continued: whether it was left for the next one with no checkpoint between them.
     """
 
     segment: int
@@ -45,6 +47,12 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     growing: bool = False
     opening: bytes = b""
     inode: Inode | None = None
+    continued: bool = False
+
+    @property
+    def sealed(self) -> bool:
+        """Whether a checkpoint closed it."""
+        return self.source.startswith("snapshot:")
 
     def header(self, run: RunDirectory) -> Open | None:
         """Return the segment's `Open` line; `None` if it has none."""
@@ -74,10 +82,28 @@ class Lineage(msgspec.Struct, frozen=True):
         at = self.newest
         while at is not None and at in self.places:
             chain.append(at)
-            header = self.places[at].header(run)
-            before = max((n for n in self.places if n < at), default=None)
-            at = header.previous if header else before
+            at = self._before(at, run)
         return chain[::-1]
+
+    def since_checkpoint(self, run: RunDirectory) -> list[int]:
+        """Return the numbers of the segments that follow the last checkpoint, oldest first.
+
+        That is the newest one, and those before it that were left because a sync had failed.
+        """
+        chain: list[int] = []
+        at = self.newest
+        while at is not None and (not chain or (at in self.places and self.places[at].continued)):
+            chain.append(at)
+            at = self._before(at, run)
+        return chain[::-1]
+
+    def _before(self, at: int, run: RunDirectory) -> int | None:
+        """Return the number of the segment that one continues."""
+        header = self.places[at].header(run)
+        before = max((n for n in self.places if n < at), default=None)
+        named = header.previous if header else before
+        # A damaged header must not lead in a circle.
+        return named if named is not None and named < at else None
 
 
 def survey(run: RunDirectory, *, stream: str, lane: str) -> Lineage:
@@ -126,22 +152,40 @@ def _look(run: RunDirectory, live: Path) -> Place | None:
 
 
 def _closed(run: RunDirectory, lane: str) -> dict[int, Place]:
-    """Return the segments under `history/`, and those that only a checkpoint still holds."""
+    """Return the segments under `history/`, and those that only a checkpoint still holds.
+
+    No other checkpoint is looked into: on a network file system a file that is open at the moment
+    it is removed, however shortly, stays behind and keeps its directory from being removed.
+    """
+    # The snapshots first: one that appears meanwhile stood under `history/` before.
+    snapshots = _snapshots(run, lane)
+    files = run.history(lane)
     history = {
         file.segment: Place(
-            segment=file.segment, path=file.path, source=_source(file.label, file.segment)
+            segment=file.segment,
+            path=file.path,
+            source=_source(file.label, file.segment),
+            continued=file.label == UNSYNCED,
         )
-        for file in run.history(lane)
+        for file in files
     }
-    return _snapshots(run, lane, numbered_by_step=not history) | history
+    kept = {file.label for file in files}
+    others = (checkpoint for checkpoint in snapshots if checkpoint.name not in kept)
+    return _opened(run, lane, others, numbered_by_step=not files) | history
 
 
-def _snapshots(run: RunDirectory, lane: str, *, numbered_by_step: bool) -> dict[int, Place]:
+def _snapshots(run: RunDirectory, lane: str) -> list[CheckpointFiles]:
+    """Return the checkpoints that hold a segment of a lane."""
+    return [c for c in run.checkpoints() if run.disk.exists(run.snapshot(c.name, lane))]
+
+
+def _opened(
+    run: RunDirectory, lane: str, checkpoints: Iterable[CheckpointFiles], *, numbered_by_step: bool
+) -> dict[int, Place]:
+    """Look into the snapshots of checkpoints."""
     places = {}
-    for checkpoint in run.checkpoints():
+    for checkpoint in checkpoints:
         path = run.snapshot(checkpoint.name, lane)
-        if not run.disk.exists(path):
-            continue
         header = read_header(run, path)
         if header or numbered_by_step:
             number = header.segment if header else checkpoint.step

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Iterator
 
 import msgspec
 
 from aegir_stream.disk import AppendHandle
 from aegir_stream.events import SCHEMA, Open
-from aegir_stream.layout import STREAMS, RunDirectory, lane_name
+from aegir_stream.layout import STREAMS, RunDirectory
 from aegir_stream.tail import end_of_last_line
 from aegir_stream.writer import SegmentWriter
 
@@ -20,7 +19,6 @@ __all__ = [
     "closed_on_error",
     "end_torn_line",
     "hold",
-    "open_feed",
     "step_of",
 ]
 
@@ -63,20 +61,6 @@ class Authorship(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def open_feed(run: RunDirectory, author: Authorship, *, stream: str, attempt: int) -> SegmentWriter:
-    """Open a file that every attempt appends to, completing a torn last line.
-
-    Raises:
-        OSError: the file cannot be opened or written; nothing stays open.
-    """
-    lane, handle = _first_free(run, author, stream=stream)
-    opening = author.opening(stream=stream, lane=lane, attempt=attempt)
-    with closed_on_error(handle):
-        torn = end_torn_line(handle)
-    opening = msgspec.structs.replace(opening, recovered_torn_bytes=torn)
-    return begin(run, author, handle=handle, opening=opening)
-
-
 def hold(run: RunDirectory, *, stream: str, lane: str) -> AppendHandle | None:
     """Open a lane's live file, made if it is missing; `None` if another process writes it.
 
@@ -95,13 +79,12 @@ def hold(run: RunDirectory, *, stream: str, lane: str) -> AppendHandle | None:
             return None
 
 
-def begin(
-    run: RunDirectory, author: Authorship, *, handle: AppendHandle, opening: Open
-) -> SegmentWriter:
+def begin(author: Authorship, *, handle: AppendHandle, opening: Open) -> SegmentWriter:
     """Write the `Open` line and return the writer.
 
     Raises:
-        OSError: the line was not written; the file is closed, and removed if it is empty.
+        OSError: the line was not written; the file is closed. It stays where it is: what is empty
+            may be a link or a device that somebody put there.
     """
     writer = SegmentWriter(
         handle,
@@ -109,13 +92,8 @@ def begin(
         attempt=opening.attempt,
         control_lines=author.control_lines and STREAMS[opening.stream].control_lines,
     )
-    try:
+    with closed_on_error(handle):
         writer.control(opening)
-    except OSError:
-        if not handle.size():
-            run.disk.remove(handle.path)
-        handle.close()
-        raise
     return writer
 
 
@@ -131,24 +109,16 @@ def end_torn_line(handle: AppendHandle) -> int:
 @contextlib.contextmanager
 def closed_on_error(handle: AppendHandle) -> Iterator[None]:
     """Close the file if what is done with it fails."""
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(handle.close)
         yield
-    except OSError:
-        handle.close()
-        raise
+        stack.pop_all()
 
 
 def step_of(checkpoint: str | None) -> int | None:
     """Return the step in a checkpoint's name, `None` if there is none."""
     digits = (checkpoint or "").rpartition("-")[2]
     return int(digits) if digits.isdigit() else None
-
-
-def _first_free(run: RunDirectory, author: Authorship, *, stream: str) -> tuple[str, AppendHandle]:
-    """Return the first lane of the rank that no other process writes, and its file, held."""
-    lanes = (lane_name(author.rank, writer=number) for number in itertools.count(1))
-    held = ((lane, hold(run, stream=stream, lane=lane)) for lane in lanes)
-    return next((lane, handle) for lane, handle in held if handle)
 
 
 def _stands(run: RunDirectory, handle: AppendHandle) -> bool:

@@ -13,13 +13,14 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
-from aegir_stream import codec
 from aegir_stream.attempts import attempt_of
 from aegir_stream.disk import AppendHandle
+from aegir_stream.durability import Medium
 from aegir_stream.errors import OptionError
-from aegir_stream.events import Close, Open, Seal
-from aegir_stream.layout import HistoryFile, RunDirectory, lane_name
-from aegir_stream.lineage import HEAD_BYTES, survey
+from aegir_stream.events import Seal
+from aegir_stream.layout import UNSYNCED, RunDirectory, lane_name
+from aegir_stream.leftovers import Leftover, closed_segments
+from aegir_stream.lineage import Place, survey
 from aegir_stream.opening import (
     Authorship,
     begin,
@@ -33,29 +34,36 @@ from aegir_stream.writer import SegmentWriter
 
 __all__ = ["SegmentChain"]
 
-_ABANDONED = "abandoned"
-
 
 class SegmentChain:
     """The live tail of one lane, and the segments that it leaves behind.
 
     Opening sets aside what an earlier attempt left unsealed. A lane that another live process
-    holds is left alone: this writer takes the next lane name of its rank.
+    holds is left alone: this writer takes the next lane name of its rank. After a failed sync the
+    segment is set aside too, and the next one continues it.
 
     Args:
         run: the run directory.
         author: who writes.
         stream: a sealed stream.
+        medium: what syncs; nothing does if absent.
     """
 
     def __init__(
-        self, run: RunDirectory, author: Authorship, *, stream: str = "sae_features"
+        self,
+        run: RunDirectory,
+        author: Authorship,
+        *,
+        stream: str = "sae_features",
+        medium: Medium | None = None,
     ) -> None:
         self._run = run
         self._author = author
         self._stream = stream
+        self._medium = medium or Medium(run.disk)
         self._owed: tuple[str, int] | None = None
         self._last: Sealed | None = None
+        self._left_records = 0
         self.lane = ""
         self.attempt = 1
         self.segment = 0
@@ -63,6 +71,9 @@ class SegmentChain:
             self.lane = lane_name(author.rank, writer=number)
             if self._open():
                 break
+        # Nothing else says what this attempt rewound.
+        self.sync()
+        self._medium.sync_names()
 
     @property
     def path(self) -> Path:
@@ -74,9 +85,9 @@ class SegmentChain:
         """The writer of the live tail.
 
         Raises:
-            OSError: the last checkpoint's seal could still not be written or put in its places.
+            OSError: what a failed seal or sync left to be done could still not be done.
         """
-        self._finish_seal()
+        self._finish()
         return self._writer
 
     def seal(self, *, checkpoint: str, step: int) -> Sealed:
@@ -85,17 +96,22 @@ class SegmentChain:
         The sealed segment appears as `checkpoint-N/sae_features.jsonl` and under `history/` before
         the live path moves on, so a reader finds every record at every moment. The checkpoint that
         was sealed last may be sealed again, which changes nothing; records written since then
-        cannot join it and stay in the live tail for the next one.
+        cannot join it and stay in the live tail for the next one. Where that is asked for, all of
+        it is on the medium when this returns; what may not be is among the medium's failures.
 
         Raises:
             OptionError: the checkpoint is sealed, and records were written since.
             OSError: a step failed; it is done again before the next write.
         """
-        since = self.writer.records
+        since = self.writer.records + self._left_records
         if self._last and self._last.checkpoint == checkpoint:
             return _sealed_again(self._last, records_since=since)
         self._owed = checkpoint, step
         return self._seal(checkpoint, step)
+
+    def sync(self) -> None:
+        """Put what was written on the medium, if that was asked for; a failure is told later."""
+        self._medium.sync(self._writer, stream=self._stream, path=self.path, segment=self.segment)
 
     def close(self, status: str) -> None:
         """Write the closing mark and release the file.
@@ -105,11 +121,10 @@ class SegmentChain:
                 places, which the next attempt does; the file is released all the same.
         """
         try:
-            self._finish_seal()
-        except OSError:
+            self.writer.end(status)
+        finally:
+            self.sync()
             self._writer.close(None)
-            raise
-        self._writer.close(status)
 
     # -- opening -----------------------------------------------------------------------------------
 
@@ -119,21 +134,37 @@ class SegmentChain:
         if left is None:
             return False
         with closed_on_error(left):
-            if not left.size():
-                self._number_after(None)
-                self._writer = self._begin(left, self._continued())
+            self.attempt = attempt_of(self._run, self._author, stream=self._stream, lane=self.lane)
+            torn = end_torn_line(left)
+            leftover = Leftover(
+                self._run, left, stream=self._stream, lane=self.lane, medium=self._medium
+            )
+            if not left.size() and not leftover.is_kept():
+                self.segment = self._last_number() + 1
+                self._writer = self._begin(left, self.segment, self._continued())
                 return True
-        with contextlib.closing(left):
-            header, torn = self._set_aside(left)
-            self._number_after(header)
-            self._writer = self._start(self._continued(), recovered_torn_bytes=torn)
+            self._seal_what_was_saved(leftover, torn)
+            leftover.set_aside(control_lines=self._author.control_lines)
+            number = self._last_number() + 1
+            self._writer = self._start(
+                number, previous=self._continued(), recovered_torn_bytes=torn
+            )
+        # Whatever closing it says, the segment is begun and must be written on.
+        with contextlib.suppress(OSError):
+            left.close()
         return True
 
-    def _number_after(self, header: Open | None) -> None:
-        history = self._run.history(self.lane)
-        last = max([header.segment if header else 0, *(file.segment for file in history)])
-        self.segment = last + 1
-        self.attempt = attempt_of(self._run, self._author, stream=self._stream, lane=self.lane)
+    def _seal_what_was_saved(self, leftover: Leftover, torn: int) -> None:
+        """Pay the seal that a writer owed that was killed between the checkpoint and the seal."""
+        checkpoint, step = self._author.continues, self._author.continues_step
+        if checkpoint is not None and step is not None and leftover.leads_to(step):
+            opening = self._author.opening(
+                stream=self._stream, lane=self.lane, attempt=self.attempt
+            )
+            leftover.seal(checkpoint, opening=replace(opening, recovered_torn_bytes=torn))
+
+    def _last_number(self) -> int:
+        return max(closed_segments(self._run, stream=self._stream, lane=self.lane), default=0)
 
     def _continued(self) -> int | None:
         """Return the segment sealed at the checkpoint that this attempt resumed from.
@@ -147,45 +178,34 @@ class SegmentChain:
         steps = {number: step_of(place.source) for number, place in lineage.places.items()}
         exact = [number for number, step in steps.items() if step == resumed_at]
         if exact:
+            self._last = self._sealed_in(lineage.places[max(exact)])
             return max(exact)
         sealed = ((number, steps[number]) for number in reversed(lineage.surviving(self._run)))
         return next((n for n, step in sealed if step is not None and step < resumed_at), None)
 
-    def _set_aside(self, left: AppendHandle) -> tuple[Open | None, int]:
-        """Move what an earlier attempt left to `history/`; return its header and torn bytes."""
-        torn = end_torn_line(left)
-        header = codec.decode_opening(left.read(0, HEAD_BYTES))
-        last = self._run.ending_of(self.path)
-        if not isinstance(last, Seal | Close) and self._author.control_lines:
-            left.write(codec.encode(Close(status=_ABANDONED)))
-        label = last.checkpoint if isinstance(last, Seal) else _ABANDONED
-        history = self._run.history(self.lane)
-        if history and self._is_kept(left, history[-1]):
-            label = history[-1].label
-        else:
-            number = header.segment if header else history[-1].segment + 1 if history else 1
-            self._keep(number, label)
-        if label != _ABANDONED and self._run.disk.exists(self._run.root / label):
-            self._run.disk.share(self.path, self._run.snapshot(label, self.lane))
-        return header, torn
-
-    def _is_kept(self, left: AppendHandle, newest: HistoryFile) -> bool:
-        """Tell whether a crash came after the segment was linked and before it was replaced."""
-        return self._run.disk.read(newest.path, offset=0, size=0).inode == left.inode()
+    def _sealed_in(self, place: Place) -> Sealed | None:
+        """Return the checkpoint that a segment was sealed as, so that it is not sealed again."""
+        seal = self._run.seal_of(place.path)
+        return _answer(seal) if seal and seal.checkpoint == self._author.continues else None
 
     # -- moving on ---------------------------------------------------------------------------------
 
-    def _finish_seal(self) -> None:
+    def _finish(self) -> None:
+        """Do what a failed seal or sync left to be done."""
         if self._owed:
             self._seal(*self._owed)
+        if self._writer.doubtful:
+            self._leave()
 
     def _seal(self, checkpoint: str, step: int) -> Sealed:
         """Write the seal, put the segment in its places, and only then owe nothing any more."""
         sealed = self._writer
         seal = sealed.seal(checkpoint=checkpoint, step=step, segment=self.segment)
+        self.sync()
         self._publish(seal)
         self._owed = None
-        self._last = msgspec.convert(seal, Sealed, from_attributes=True)
+        self._last = _answer(seal)
+        self._left_records = 0
         sealed.close(None)
         return self._last
 
@@ -193,38 +213,70 @@ class SegmentChain:
         self._keep(seal.segment, seal.checkpoint)
         snapshot = self._run.snapshot(seal.checkpoint, self.lane)
         self._run.disk.make_directory(snapshot.parent)
-        self._run.disk.share(self.path, snapshot)
-        self.segment = seal.segment + 1
-        self._writer = self._start(seal.segment)
+        self._share(snapshot)
+        self._writer = self._start(seal.segment + 1, previous=seal.segment)
+        self._medium.sync_names()
+
+    def _leave(self) -> None:
+        """Go on in a fresh segment: nobody can tell what of this one is on the medium."""
+        left = self._writer
+        with contextlib.suppress(OSError):
+            left.end(UNSYNCED)
+        self._keep(self.segment, UNSYNCED)
+        self._writer = self._start(self.segment + 1, previous=self.segment)
+        self._writer.inherit(left)
+        self._left_records += left.records
+        left.close(None)
+        self._medium.sync_names()
 
     def _keep(self, segment: int, label: str) -> None:
         self._run.disk.make_directory(self._run.history_path)
-        self._run.disk.share(self.path, self._run.closed(segment, label, self.lane))
+        self._share(self._run.closed(segment, label, self.lane))
 
-    def _start(self, previous: int | None, *, recovered_torn_bytes: int = 0) -> SegmentWriter:
+    def _share(self, name: Path) -> None:
+        """Give the segment that is written one more name.
+
+        The path names the next one already where a network file system did the last rename and its
+        answer was lost; this one has its names then.
+        """
+        if self._writer.stands_at(self.path, self._run.disk):
+            self._run.disk.share(self.path, name)
+            self._medium.renamed(name)
+
+    def _start(
+        self, segment: int, *, previous: int | None, recovered_torn_bytes: int = 0
+    ) -> SegmentWriter:
         """Put a fresh segment in the place of the live tail, atomically."""
-        temporary = self.path.with_name(f".{self.path.name}.{self.segment:05d}.tmp")
+        temporary = self.path.with_name(f".{self.path.name}.{segment:05d}.tmp")
         self._run.disk.remove(temporary)
         handle = self._run.disk.append(temporary, exclusive=True)
         try:
             with closed_on_error(handle):
                 handle.lock()
-                writer = self._begin(handle, previous, recovered_torn_bytes=recovered_torn_bytes)
+                writer = self._begin(handle, segment, previous, torn=recovered_torn_bytes)
                 self._run.disk.replace(temporary, self.path)
-        finally:
-            self._run.disk.remove(temporary)
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._run.disk.remove(temporary)
+            raise
+        self.segment = segment
         return writer
 
     def _begin(
-        self, handle: AppendHandle, previous: int | None, *, recovered_torn_bytes: int = 0
+        self, handle: AppendHandle, segment: int, previous: int | None, *, torn: int = 0
     ) -> SegmentWriter:
         opening = replace(
             self._author.opening(stream=self._stream, lane=self.lane, attempt=self.attempt),
-            segment=self.segment,
+            segment=segment,
             previous=previous,
-            recovered_torn_bytes=recovered_torn_bytes,
+            recovered_torn_bytes=torn,
         )
-        return begin(self._run, self._author, handle=handle, opening=opening)
+        self._medium.renamed(self.path)
+        return begin(self._author, handle=handle, opening=opening)
+
+
+def _answer(seal: Seal) -> Sealed:
+    return msgspec.convert(seal, Sealed, from_attributes=True)
 
 
 def _sealed_again(last: Sealed, *, records_since: int) -> Sealed:

@@ -11,17 +11,19 @@ import msgspec
 
 from aegir_stream.chunk import Chunk, Delivery
 from aegir_stream.clock import SystemClock
+from aegir_stream.committed import Level
 from aegir_stream.cursor import Cursor, Position
-from aegir_stream.errors import CursorError
+from aegir_stream.errors import CursorError, OptionError
 from aegir_stream.events import CaughtUp, Idle, SourceSwitch, Stalled
 from aegir_stream.lane import LaneReader
 from aegir_stream.layout import STREAMS, RunDirectory
 from aegir_stream.lineage import Lineage, Place, survey
 from aegir_stream.pacing import Pacer
+from aegir_stream.patience import Patience
 from aegir_stream.tail import Tail
 from aegir_stream.typing import Clock
 
-__all__ = ["Attempts", "RunSource", "Start"]
+__all__ = ["Attempts", "Level", "RunSource", "Start"]
 
 Start: TypeAlias = Literal["checkpoint", "start", "now"]
 """Where reading begins without a cursor: behind the last checkpoint, at the first record,
@@ -46,9 +48,17 @@ class RunSource:
         after: text of a cursor to resume from; wins over `start`.
         start: where to begin otherwise.
         attempts: which segments `start="start"` reads.
-        clock: what `follow` sleeps on.
+        level: when a record counts. `live`: its newline is there. `committed`: the trailer behind
+            its append is there and agrees with it; appends that do not are told by `Corrupt`. Files
+            without control lines have no trailers and are read as at `live`.
+        clock: what `follow` sleeps on and measures with.
         poll_s: shortest and longest wait of `follow` between two looks.
         notify: whether `follow` may use file notification.
+        stall_s: how long the last line of a growing file may stay unfinished before `follow` tells
+            it by `Stalled`, once until it grows again. A stream that was closed says `Closed`.
+
+    Raises:
+        OptionError: there is no such stream.
     """
 
     def __init__(
@@ -59,18 +69,27 @@ class RunSource:
         after: str | None = None,
         start: Start = "checkpoint",
         attempts: Attempts = "surviving",
+        level: Level = "live",
         clock: Clock | None = None,
         poll_s: tuple[float, float] = (0.005, 0.25),
         notify: bool = True,
+        stall_s: float = 30.0,
     ) -> None:
+        if stream not in STREAMS:
+            raise OptionError(
+                f"Expected one of the streams {', '.join(STREAMS)}, got `{stream}`",
+                hint="See docs/reference/file-format.md for what each holds",
+            )
         self._run = run
         self._stream = stream
         self._after = after
         self._start: Start = start
         self._attempts: Attempts = attempts
+        self._level: Level = level
         self._clock = clock or SystemClock()
         self._poll_s = poll_s
         self._notify = notify
+        self._patience = Patience(self._clock, stall_s=stall_s)
         self._lanes: dict[str, LaneReader] = {}
         self._log = ""
         self._verdict: str | None = None
@@ -128,6 +147,8 @@ class RunSource:
         if found:
             self._told = None
             return found
+        if any(reader.stalled for reader in self._lanes.values()):
+            return []
         told = CaughtUp() if self._lanes else Idle(reason=self._why_idle())
         return [(quiet, self.cursor) for quiet in self._tell(told)]
 
@@ -150,12 +171,19 @@ class RunSource:
                 placed = await anyio.to_thread.run_sync(self.poll_placed, abandon_on_cancel=True)
                 for one in placed:
                     yield one
+                for stalled in self._overdue():
+                    yield stalled, self.cursor
                 if placed:
                     pacer.news()
                 else:
                     await pacer.pause(self._run.root)
         finally:
             pacer.close()
+
+    def _overdue(self) -> list[Stalled]:
+        """Return the lanes whose last line has been unfinished for too long."""
+        unfinished = (reader.unfinished for reader in self._lanes.values())
+        return list(self._patience.spent(line for line in unfinished if line))
 
     # -- lanes -------------------------------------------------------------------------------------
 
@@ -186,6 +214,7 @@ class RunSource:
             plan=plan,
             at=at,
             whole=self._start == "start" and self._attempts == "surviving",
+            level=self._level,
         )
 
     def _entry(self, lane: str, lineage: Lineage) -> tuple[list[int], Position | None]:
@@ -200,7 +229,7 @@ class RunSource:
             whole = self._attempts == "all"
             return lineage.all() if whole else lineage.surviving(self._run), None
         if self._start == "checkpoint":
-            return [newest], None
+            return lineage.since_checkpoint(self._run), None
         at = self._end_of(lineage.places[newest])
         return ([newest], at) if at else self._entry(lane, self._survey(lane))
 

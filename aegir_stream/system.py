@@ -18,10 +18,11 @@ Inode = tuple[int, int]
 
 
 class Status(NamedTuple):
-    """What `fstat` tells of a file."""
+    """What the system tells of a file or directory: also when it was last changed, if known."""
 
     size: int
     inode: Inode
+    modified_ns: int = 0
 
 
 class System:
@@ -44,9 +45,12 @@ class System:
         return os.pread(fd, size, offset)
 
     def fstat(self, fd: int) -> Status:
-        """Return size and inode of an open file."""
-        status = os.fstat(fd)
-        return Status(status.st_size, (status.st_dev, status.st_ino))
+        """Return size, inode and time of change of an open file."""
+        return _status(os.fstat(fd))
+
+    def stat(self, path: Path) -> Status:
+        """Return size, inode and time of change of what stands at `path`."""
+        return _status(path.stat())
 
     def lock(self, fd: int, *, shared: bool = False) -> None:
         """Take the file's `flock` without waiting.
@@ -91,3 +95,8 @@ class System:
     def is_directory(self, path: Path) -> bool:
         """Tell whether a directory stands at `path`."""
         return path.is_dir()
+
+
+def _status(status: os.stat_result) -> Status:
+    inode = (status.st_dev, status.st_ino)
+    return Status(status.st_size, inode, status.st_mtime_ns)

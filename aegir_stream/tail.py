@@ -17,7 +17,7 @@ from aegir_stream.cursor import GUARD_BYTES, guard_of_end
 from aegir_stream.disk import Disk, Reading
 from aegir_stream.events import Batch, Open
 
-__all__ = ["LINE_LIMIT_BYTES", "Look", "Oversize", "Tail", "end_of_last_line"]
+__all__ = ["LINE_LIMIT_BYTES", "SHORTER", "Look", "Skipped", "Tail", "answer", "end_of_last_line"]
 
 LINE_LIMIT_BYTES = 16 << 20
 """A line longer than this is skipped, in constant memory, and reported."""
@@ -26,15 +26,23 @@ _READ_BYTES = 256 << 10
 _HEAD_BYTES = 4096
 _LOOK_BACK_BYTES = 64 << 10
 _LINE_OVERLAP = 1 << 10
+SHORTER = "the file became shorter while it was read"
 
 Outcome: TypeAlias = Literal["lines", "end", "missing", "replaced", "truncated", "failed"]
 
 
-class Oversize(msgspec.Struct, frozen=True):
-    """A line that was skipped for its length: where it began and how long it was."""
+class Skipped(msgspec.Struct, frozen=True):
+    """Bytes that were passed over: where they begin, how many, why, and the guard behind them."""
 
     offset: int
     length: int
+    reason: str
+    guard: int
+
+    @property
+    def end(self) -> int:
+        """Offset behind them."""
+        return self.offset + self.length
 
 
 class Look(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,14 +54,18 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
             `failed`: the system call failed, for `reason`.
         lines: the complete lines, without their newlines.
         ends: offset behind each line.
-        oversize: lines that were skipped for their length.
+        skipped: what was passed over, behind the lines.
+        unfinished: bytes behind the last newline, where the look reached the end of the file.
+        size: how long a truncated file seems to be.
         reason: why it failed.
     """
 
     outcome: Outcome
     lines: tuple[bytes, ...] = ()
     ends: tuple[int, ...] = ()
-    oversize: tuple[Oversize, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    unfinished: int = 0
+    size: int = 0
     reason: str = ""
 
 
@@ -82,27 +94,26 @@ class Tail:
         self.offset = offset
         self.identity = identity
         self._inode = inode
-        self._skipped = 0
+        self._searched = 0
 
     def look(self, *, until: int | None = None) -> Look:
-        """Read the next complete lines, up to 256 KiB of them, not beyond offset `until`."""
-        size = _READ_BYTES if until is None else min(_READ_BYTES, until - self.offset)
-        try:
-            return self._look(max(0, size))
-        except (FileNotFoundError, NotADirectoryError):
-            return Look(outcome="missing")
-        except OSError as error:
-            return Look(outcome="failed", reason=error.strerror or str(error))
+        """Read the next complete lines, up to 256 KiB of them, not beyond offset `until`.
 
-    def move_to_end(self) -> None:
-        """Go behind the last complete line that is there.
+        A longer line comes alone, in a look of its own.
+        """
+        start = self.offset + self._searched
+        size = _READ_BYTES if until is None else min(_READ_BYTES, until - start)
+        return answer(lambda: self._look(start, max(0, size)))
+
+    def move_to_end(self, *, within: int | None = None) -> None:
+        """Go behind the last complete line that is there, or that the first `within` bytes hold.
 
         Raises:
             OSError: the file cannot be read.
         """
         size = self._disk.read(self.path, offset=0, size=0).size
-        self.offset = end_of_last_line(self._read, size)
-        self._skipped = 0
+        self.offset = end_of_last_line(self._read, size if within is None else min(size, within))
+        self._searched = 0
 
     def guard(self) -> int:
         """Return the guard of the line before the offset.
@@ -133,18 +144,18 @@ class Tail:
     def _read(self, offset: int, size: int) -> bytes:
         return self._disk.read(self.path, offset=offset, size=size).data
 
-    def _look(self, size: int) -> Look:
-        start = self.offset + self._skipped
-        reading = self._disk.read(self.path, offset=start, size=size, head=_HEAD_BYTES)
+    def _look(self, start: int, size: int) -> Look:
+        reading = self._reading(start, size)
         if not self._is_the_same(reading):
             return Look(outcome="replaced")
         if not self.identity:
-            return Look(outcome="end")
+            return Look(outcome="end", unfinished=reading.size)
         if reading.size < start:
-            return Look(outcome="truncated")
-        if self._skipped:
-            return self._skip(reading)
-        return self._split(reading, size)
+            return Look(outcome="truncated", size=reading.size)
+        end = reading.data.rfind(b"\n") + 1
+        if self._searched or not end:
+            return self._search(reading)
+        return self._split(reading, end)
 
     def _is_the_same(self, reading: Reading) -> bool:
         """Compare the file with the one that was read before; learn its identity."""
@@ -155,10 +166,7 @@ class Tail:
         identity = self.identity[:_HEAD_BYTES]
         return bool(identity) and reading.head[: len(identity)] == identity
 
-    def _split(self, reading: Reading, size: int) -> Look:
-        end = reading.data.rfind(b"\n") + 1
-        if not end:
-            return self._long_line(reading, size)
+    def _split(self, reading: Reading, end: int) -> Look:
         lines = tuple(reading.data[: end - 1].split(b"\n"))
         ends, offset = [], self.offset
         for line in lines:
@@ -168,24 +176,56 @@ class Tail:
         outcome: Outcome = "lines" if offset < reading.size else "end"
         return Look(outcome=outcome, lines=lines, ends=tuple(ends))
 
-    def _long_line(self, reading: Reading, size: int) -> Look:
-        """Deal with a look that saw no newline: the line is unfinished, long, or too long."""
-        if len(reading.data) < size or not size:
-            return Look(outcome="end")
-        if size < LINE_LIMIT_BYTES:
-            return self._look(min(size * 4, LINE_LIMIT_BYTES))
-        return self._skip(reading)
+    def _search(self, reading: Reading) -> Look:
+        """Look for the end of a line that is unfinished or longer than one read; hold none of it.
 
-    def _skip(self, reading: Reading) -> Look:
-        """Pass over a line that is too long; the offset stays before it until its end is seen."""
-        newline = reading.data.find(b"\n")
-        if newline < 0:
-            self._skipped += len(reading.data)
-            more = self.offset + self._skipped < reading.size
-            return Look(outcome="lines" if more else "end")
-        skipped = Oversize(self.offset, self._skipped + newline + 1)
-        self.offset, self._skipped = skipped.offset + skipped.length, 0
-        return Look(outcome="lines", oversize=(skipped,))
+        The offset stays before the line, and what was searched is not searched again.
+        """
+        found = reading.data.find(b"\n")
+        if found < 0:
+            if self._searched or len(reading.data) >= _READ_BYTES:
+                self._searched += len(reading.data)
+            more = len(reading.data) >= _READ_BYTES
+            unfinished = 0 if more else max(0, reading.size - self.offset)
+            return Look(outcome="lines" if more else "end", unfinished=unfinished)
+        length = self._searched + found
+        if length < LINE_LIMIT_BYTES:
+            return self._whole(length)
+        return self._skip(length + 1, "line too long")
+
+    def _whole(self, length: int) -> Look:
+        """Read a line whose length is known."""
+        reading = self._reading(self.offset, length)
+        if not self._is_the_same(reading):
+            return Look(outcome="replaced")
+        if len(reading.data) < length:
+            return Look(outcome="failed", reason=SHORTER)
+        self.offset += length + 1
+        self._searched = 0
+        return Look(outcome="lines", lines=(reading.data,), ends=(self.offset,))
+
+    def _skip(self, length: int, reason: str) -> Look:
+        """Pass over bytes."""
+        end = self.offset + length
+        reading = self._reading(max(0, end - GUARD_BYTES), min(end, GUARD_BYTES))
+        if not self._is_the_same(reading):
+            return Look(outcome="replaced")
+        skipped = Skipped(self.offset, length, reason, guard_of_end(reading.data))
+        self.offset, self._searched = end, 0
+        return Look(outcome="lines", skipped=(skipped,))
+
+    def _reading(self, offset: int, size: int) -> Reading:
+        return self._disk.read(self.path, offset=offset, size=size, head=_HEAD_BYTES)
+
+
+def answer(look: Callable[[], Look]) -> Look:
+    """Return what a look found, or why the system let none happen."""
+    try:
+        return look()
+    except (FileNotFoundError, NotADirectoryError):
+        return Look(outcome="missing")
+    except OSError as error:
+        return Look(outcome="failed", reason=error.strerror or str(error))
 
 
 def end_of_last_line(read: Callable[[int, int], bytes], size: int) -> int:

@@ -160,7 +160,14 @@ class Sink(Protocol):
         ...
 
     async def flush(self) -> None:
-        """Return when everything written so far is visible to readers of the backend."""
+        """Return when everything written so far is as safe as this sink makes it.
+
+        That is visible to readers of the backend, at least. Must be cheap where nothing was written
+        since the last call: a recorder calls it at intervals.
+
+        Raises:
+            OSError: something is less safe than that; told once, the sink stays usable.
+        """
         ...
 
     async def aclose(self, *, status: str = "finished") -> None:

@@ -8,13 +8,14 @@ written first as soon as writing works again, then the trailer of the part that 
 from __future__ import annotations
 
 import zlib
+from pathlib import Path
 
 import msgspec
 
 from aegir_stream import codec
-from aegir_stream.disk import AppendHandle
-from aegir_stream.errors import WriteLostError
-from aegir_stream.events import Batch, Close, Control, Gap, Seal
+from aegir_stream.disk import AppendHandle, Disk
+from aegir_stream.errors import MalformedEventError, WriteLostError
+from aegir_stream.events import Batch, Close, Control, Gap, Note, Seal
 
 __all__ = ["SegmentWriter"]
 
@@ -43,6 +44,9 @@ class SegmentWriter:
         rank: process index, for the trailers.
         attempt: attempt number, for the trailers.
         control_lines: whether to write control lines at all.
+
+    Attributes:
+        doubtful: whether a sync has failed, so that nobody can tell any more what is on the medium.
     """
 
     def __init__(
@@ -60,11 +64,27 @@ class SegmentWriter:
         self._torn_record = False
         self._lost: Gap | None = None
         self._seal: Seal | None = None
+        self._ended = False
+        self._unsynced = False
+        self.doubtful = False
+
+    @property
+    def path(self) -> Path:
+        """The file, under the name by which it was opened."""
+        return self._handle.path
 
     @property
     def records(self) -> int:
         """Number of data records in the segment, as far as this writer wrote them."""
         return self._segment.records
+
+    def stands_at(self, path: Path, disk: Disk) -> bool:
+        """Tell whether this file is what a path names.
+
+        Raises:
+            OSError: nothing stands there, or it cannot be read.
+        """
+        return disk.read(path, offset=0, size=0).inode == self._handle.inode()
 
     def append(
         self, data: bytes, *, records: int, step: int | None = None, pass_: str | None = None
@@ -72,15 +92,17 @@ class SegmentWriter:
         """Append `records` whole lines and their trailer.
 
         Raises:
+            MalformedEventError: `data` is something else; nothing of it was written.
             WriteLostError: the file took only a part; says how many records are lost.
         """
+        _check(data, records)
         kept = 0
         try:
             self._settle()
             self._step, self._pass = step, pass_
             before = self._segment.records
             try:
-                self._write(data, record=True)
+                self._write(data, records=records)
             finally:
                 kept = self._segment.records - before + (self._torn_record and bool(self._torn))
             self._trail()
@@ -95,7 +117,20 @@ class SegmentWriter:
         """
         self._settle()
         if self._control_lines:
-            self._write(codec.encode(event), record=False)
+            self._write(codec.encode(event))
+
+    def mark(self, event: Gap | Note) -> None:
+        """Write something for the readers. Once its first byte is out it counts as written.
+
+        Raises:
+            OSError: the file took nothing of it.
+        """
+        self._settle()
+        try:
+            self.control(event)
+        except OSError:
+            if not self._torn:
+                raise
 
     def seal(self, *, checkpoint: str, step: int, segment: int) -> Seal:
         """Write the seal as the last line and return it; called again, finish what failed.
@@ -123,6 +158,38 @@ class SegmentWriter:
         self._seal = seal
         return seal
 
+    def sync(self) -> None:
+        """Return when everything written so far is on the medium, at once if it is.
+
+        Raises:
+            OSError: it may not be. The file is `doubtful` from then on, and never synced again: the
+                system forgets what it failed to write, and would report success.
+        """
+        if not self._unsynced or self.doubtful:
+            return
+        try:
+            self._handle.sync()
+        except OSError:
+            self.doubtful = True
+            raise
+        self._unsynced = False
+
+    def end(self, status: str) -> None:
+        """Write the closing mark, once.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        if not self._ended:
+            self.control(Close(status=status, records=self._segment.records))
+            self._ended = True
+
+    def inherit(self, left: SegmentWriter) -> None:
+        """Tell in this file what the one that was left for it has lost and could not tell."""
+        self._lost = left._lost
+        if left._torn and left._torn_record:
+            self._add_lost(1, left._step, "cut off in a file that was left")
+
     def close(self, status: str | None) -> None:
         """Write the closing mark unless `status` is `None`, and release the file. Idempotent.
 
@@ -131,7 +198,7 @@ class SegmentWriter:
         """
         try:
             if status is not None:
-                self.control(Close(status=status, records=self._segment.records))
+                self.end(status)
         finally:
             self._handle.close()
 
@@ -140,7 +207,7 @@ class SegmentWriter:
     def _settle(self) -> None:
         """Complete what a failed write left behind, and report what was lost."""
         if self._torn:
-            self._write(self._torn, record=self._torn_record, resumed=True)
+            self._write(self._torn, records=int(self._torn_record), resumed=True)
         if self._append.records:
             self._trail()
         if self._lost:
@@ -149,14 +216,17 @@ class SegmentWriter:
 
     def _lose(self, records: int, step: int | None, error: OSError) -> WriteLostError:
         if records:
-            lost = self._lost or Gap(records=0, reason="", first_step=step)
-            self._lost = msgspec.structs.replace(
-                lost, records=lost.records + records, reason=_reason(error), last_step=step
-            )
+            self._add_lost(records, step, _reason(error))
         return WriteLostError(
             f"{records} records could not be written to `{self._handle.path}`: {_reason(error)}",
             records_lost=records,
             hint="Recording goes on as soon as the file can be written again",
+        )
+
+    def _add_lost(self, records: int, step: int | None, reason: str) -> None:
+        lost = self._lost or Gap(records=0, reason="", first_step=step)
+        self._lost = msgspec.structs.replace(
+            lost, records=lost.records + records, reason=reason, last_step=step
         )
 
     # -- bytes -------------------------------------------------------------------------------------
@@ -181,36 +251,48 @@ class SegmentWriter:
         if not self._control_lines:
             return
         try:
-            self._write(codec.encode(event), record=False)
+            self._write(codec.encode(event))
         except OSError:
             if self._torn:
                 self._append = _Tally() if isinstance(event, Batch) else self._append
                 self._lost = None if isinstance(event, Gap) else self._lost
             raise
 
-    def _write(self, data: bytes, *, record: bool, resumed: bool = False) -> None:
+    def _write(self, data: bytes, *, records: int = 0, resumed: bool = False) -> None:
         """Write all of `data`; on failure remember the rest of the line that was cut.
 
-        `resumed` says that `data` is itself such a rest.
+        `records` is how many records it holds, `resumed` says that it is itself such a rest.
         """
         view, written = memoryview(data), 0
         self._torn = b""
+        self._unsynced = True
         try:
             while written < len(data):
                 written += self._handle.write(view[written : written + _PIECE_BYTES])
         except OSError:
             if resumed or (written and data[written - 1 : written] != b"\n"):
                 self._torn = data[written : data.index(b"\n", written) + 1]
-                self._torn_record = record
+                self._torn_record = bool(records)
             raise
         finally:
-            if record:
-                self._count(data[:written])
+            if records:
+                whole = written == len(data)
+                self._count(data[:written], records if whole else data.count(b"\n", 0, written))
 
-    def _count(self, data: bytes) -> None:
-        records = data.count(b"\n")
+    def _count(self, data: bytes, records: int) -> None:
         self._segment.add(data, records=records)
         self._append.add(data, records=records)
+
+
+def _check(data: bytes, records: int) -> None:
+    """Refuse what would not be whole lines: it would spoil the line behind it as well."""
+    lines = data.count(b"\n")
+    if lines != records or (data and not data.endswith(b"\n")):
+        raise MalformedEventError(
+            f"Expected {records} lines, each ended by a newline, got {lines} that end with "
+            f"{data[-20:]!r}",
+            hint="EventBatch.encode returns `records` JSON lines",
+        )
 
 
 def _reason(error: OSError) -> str:

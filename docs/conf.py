@@ -18,7 +18,8 @@ exclude_patterns = ["_build", "decisions/template.md"]
 nitpicky = True
 nitpick_ignore_regex = [
     # Other projects' classes have pages of their own, which an offline build cannot look up.
-    ("py:.*", r"(abc|anyio|collections\.abc|msgspec|hypothesis|starlette|torch|transformers)\..*"),
+    ("py:.*", r"(abc|anyio|collections\.abc|msgspec|hypothesis|pathlib)\..*"),
+    ("py:.*", r"(starlette|torch|transformers)\..*"),
     # Type variables have no entry.
     ("py:.*", r"aegir_.*\.(P|S|T|State)"),
 ]

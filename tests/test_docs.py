@@ -19,6 +19,7 @@ from aegir_stream import events
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PACKAGES = (ROOT / "aegir_stream", ROOT / "adapters" / "aegir_adapters")
@@ -28,6 +29,19 @@ PAGES = [
 ]
 
 FENCE = re.compile(r"^(?P<fence>`{3,})\w*\n(?P<code>.*?)^(?P=fence)$", re.MULTILINE | re.DOTALL)
+FAULTS = {
+    "torn last line while the writer lives",
+    "writer killed in the middle of a write, then restarted",
+    "disk full, quota, short write",
+    "write or sync error, dead mount",
+    "truncated, replaced or copied-over file, inode used again",
+    "bit flip, garbage, NUL run, gigantic line",
+    "checkpoint directory incomplete, or deleted while it is read",
+    "two writers by mistake",
+    "fork, spawn, pickle, signal, interpreter exit",
+    "reader starts in the middle; stale or foreign cursor",
+    "clock set back",
+}
 EXECUTED = re.compile(r"<!-- executed -->\n+```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"(?:^|[$|]\s|bin/)aegir ([a-z]+)", re.MULTILINE)
 
@@ -133,3 +147,27 @@ def test_every_decision_is_listed() -> None:
     index = (DOCS / "decisions" / "index.md").read_text("utf-8")
     pages = sorted(path.stem for path in (DOCS / "decisions").glob("[0-9]*.md"))
     assert re.findall(r"^(\d{4}-[a-z0-9-]+)$", index, re.MULTILINE) == pages
+
+
+def fault_rows() -> list[tuple[str, list[str]]]:
+    """Return each fault of the table on durability, and the tests that are named beside it."""
+    page = (DOCS / "explanation" / "durability.md").read_text("utf-8")
+    table = page.partition("\n## Faults, and what happens\n")[2].partition("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")]
+    return [(cells[0], re.findall(r"`(\S+\.py::\w+)`", cells[-1])) for cells in rows[1:]]
+
+
+@pytest.mark.parametrize(("fault", "shown_by"), [pytest.param(*r, id=r[0]) for r in fault_rows()])
+def test_every_fault_has_a_test_that_shows_it(fault: str, shown_by: list[str]) -> None:
+    """The table of faults names, for each, tests that exist."""
+    assert shown_by, fault
+    for name in shown_by:
+        path, _, test = name.partition("::")
+        tree = ast.parse((ROOT / "tests" / path).read_text("utf-8"))
+        tests = {node.name for node in ast.walk(tree) if isinstance(node, FUNCTION)}
+        assert test in tests, name
+
+
+def test_the_table_of_faults_is_whole() -> None:
+    """A table that lost its rows would need no tests."""
+    assert {fault for fault, _ in fault_rows()} >= FAULTS

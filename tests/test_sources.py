@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 PACKAGES = (ROOT / "aegir_stream", ROOT / "adapters" / "aegir_adapters")
 MODULES = sorted(path for package in PACKAGES for path in package.rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 FILE_LINES = 400
 BODY_LINES = 60
 # Spelled apart, so that this file does not hold what it forbids.
@@ -180,3 +181,22 @@ def test_no_file_names_a_path_of_the_machine_it_was_written_on() -> None:
         if folder in path.read_text("utf-8", errors="replace")
     ]
     assert found == []
+
+
+def sleeping_calls(tree: ast.AST) -> list[int]:
+    """Return the lines of calls that sleep for a time; `sleep(0)` only lets others run."""
+    return [
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and "sleep" in {getattr(node.func, "id", ""), getattr(node.func, "attr", "")}
+        and not (node.args and isinstance(node.args[0], ast.Constant) and node.args[0].value == 0)
+    ]
+
+
+@pytest.mark.parametrize(
+    "path", TESTS, ids=lambda path: path.relative_to(ROOT).as_posix()
+)
+def test_no_test_sleeps_to_wait(path: Path) -> None:
+    """Tests wait for what they wait for; a clock of their own is moved, not waited on."""
+    assert not sleeping_calls(parsed(path))

@@ -72,11 +72,16 @@ class Life:
         self.surviving += fresh
         self.everything += fresh
 
-    def save(self) -> Sealed | None:
-        """Save a checkpoint."""
+    def save_unsealed(self) -> str:
+        """Save a checkpoint as far as the trainer does that by itself; return its name."""
         name = f"checkpoint-{self.step}"
         (self.run.root / name).mkdir(exist_ok=True)
         self.saved[name] = len(self.surviving)
+        return name
+
+    def save(self) -> Sealed | None:
+        """Save a checkpoint."""
+        name = self.save_unsealed()
         return drive(self.sink.seal(checkpoint=name, step=self.step))
 
     def kill(self, *, torn: bytes = b"") -> None:
@@ -86,6 +91,10 @@ class Life:
                 file.write(torn)
         for writer in self._writers():
             writer._handle.close()
+
+    def was_sealed(self, step: int) -> bool:
+        """Tell whether a checkpoint of this step was ever sealed, in whichever attempt."""
+        return any(file.label == f"checkpoint-{step}" for file in self.run.history())
 
     def resume(self, checkpoint: str | None) -> None:
         """Start the next attempt, from a checkpoint or from scratch."""
@@ -107,7 +116,7 @@ class Life:
 
     def _writers(self) -> list[Any]:
         chain = self.sink._chain
-        return [*self.sink._feeds.values(), *([chain._writer] if chain else [])]
+        return [log._writer for log in (*self.sink._feeds.values(), chain) if log]
 
 
 class FullDisk(Disk):
@@ -168,12 +177,15 @@ deeds = st.lists(
     st.one_of(
         st.tuples(st.just("step"), st.integers(0, 4)),
         st.tuples(st.just("save"), st.just(0)),
-        st.tuples(st.just("crash"), st.integers(0, 40)),
+        st.tuples(st.sampled_from(["crash", "crash unsealed"]), st.integers(0, 40)),
         st.tuples(st.just("rewind"), st.integers(0, 5)),
     ),
     max_size=14,
 )
 """A script of what happens to a run."""
+
+
+TORN = b'{"step":9,"token_index":1,"layer_index":0,"t'
 
 
 def act(life: Life, deed: tuple[str, int]) -> None:
@@ -183,8 +195,12 @@ def act(life: Life, deed: tuple[str, int]) -> None:
         life.record_step(number)
     elif kind == "save" and life.step and f"checkpoint-{life.step}" not in life.saved:
         life.save()
+    elif kind == "crash unsealed" and life.step and not life.was_sealed(life.step):
+        name = life.save_unsealed()
+        life.kill(torn=TORN[:number])
+        life.resume(name)
     elif kind == "crash":
-        life.kill(torn=b'{"step":9,"token_index":1,"layer_index":0,"t'[:number])
+        life.kill(torn=TORN[:number])
         life.resume(max(life.saved, key=lambda name: life.saved[name], default=None))
     elif kind == "rewind":
         life.kill()

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import os
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,38 @@ def test_without_locks_ranks_agree_by_their_checkpoint(run: RunDirectory) -> Non
     assert attempts(*(JournalSink(run, rank=rank) for rank in (0, 1))) == [1, 1]
     resumed = (JournalSink(run, rank=rank, continues="checkpoint-2") for rank in (2, 1, 0))
     assert attempts(*resumed) == [2, 2, 2]
+
+
+def test_a_rank_that_goes_on_to_its_next_segment_counts_as_writing(run: RunDirectory) -> None:
+    """Another rank may look at the file just when a checkpoint puts a fresh one in its place."""
+    life = Life(run)
+    life.record_step()
+
+    class Late(System):
+        def lock(self, fd: int, *, shared: bool = False) -> None:
+            if shared and not life.saved:
+                life.save()
+            super().lock(fd, shared=shared)
+
+    live = run.live("sae_features")
+    assert Disk(Late()).is_held(live)
+    life.kill()
+    assert not Disk().is_held(live)
+
+
+def test_a_look_at_a_file_does_not_cost_its_writer_the_lane(run: RunDirectory) -> None:
+    """A writer that finds a file locked by someone who only looks has it the moment after."""
+    Life(run).kill()
+    looker = os.open(run.live("sae_features"), os.O_RDONLY)
+    fcntl.flock(looker, fcntl.LOCK_SH)
+
+    class LookedAt(System):
+        def lock(self, fd: int, *, shared: bool = False) -> None:
+            super().lock(fd, shared=shared)
+            if shared:
+                os.close(looker)
+
+    life = Life(on(Disk(LookedAt()), run))
+    assert run.lanes("sae_features") == ["rank0"]
+    assert Disk().is_held(run.live("sae_features"))
+    life.kill()

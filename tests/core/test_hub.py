@@ -106,7 +106,7 @@ async def test_all_subscribers_get_everything(life: Life) -> None:
 
 async def test_a_slow_subscriber_reads_the_file_and_loses_nothing(life: Life) -> None:
     """Who falls out of the ring catches up from the file; the ring stays bounded."""
-    async with hub_of(life.run, ring_bytes=2_000) as hub:
+    async with hub_of(life.run, ring_bytes=20_000) as hub:
         seen: list[Delivery] = []
         async with aclosing(hub.subscribe()) as blocks:
             async for block in blocks:
@@ -121,10 +121,34 @@ async def test_a_slow_subscriber_reads_the_file_and_loses_nothing(life: Life) ->
         statistics = hub.statistics()
 
     assert decoded(seen) == life.everything
-    assert statistics.ring_bytes <= 2_000
+    assert statistics.ring_bytes <= 20_000
     assert statistics.evicted > 0
     assert statistics.catch_ups >= 1
     assert statistics.subscribers == 0
+
+
+async def test_who_falls_out_of_the_ring_goes_on_where_it_was(life: Life) -> None:
+    """A subscriber that rode in the ring and fell behind gets each record once all the same."""
+    async with hub_of(life.run, ring_bytes=20_000) as hub:
+        seen: list[Delivery] = []
+        with anyio.fail_after(20):
+            async with aclosing(hub.subscribe()) as blocks:
+                async for block in blocks:
+                    seen.append(block.delivery)
+                    if len(life.everything) < 12 and isinstance(block.delivery, Chunk):
+                        life.record_step()
+                    elif len(decoded(seen)) == 12 and len(life.everything) == 12:
+                        rode = hub.statistics().catch_ups == 0
+                        for _ in range(30):
+                            life.record_step(5)
+                        await collect(hub, 12 + 150)
+                    if len(decoded(seen)) >= 162:
+                        break
+        catch_ups = hub.statistics().catch_ups
+
+    assert rode
+    assert catch_ups >= 1
+    assert decoded(seen) == life.everything
 
 
 async def test_a_cursor_resumes_exactly_through_the_hub(life: Life) -> None:
@@ -173,17 +197,28 @@ async def test_every_delivery_is_rendered_once_for_all(life: Life) -> None:
     hub: Hub[object] = Hub(
         lambda after, start: RunSource(life.run, after=after, start=start), render=counting
     )
+    reached: list[int] = []
+
+    async def watch() -> None:
+        records = 0
+        async with aclosing(hub.subscribe()) as blocks:
+            async for block in blocks:
+                records += len(block.rendered)  # type: ignore[arg-type]
+                reached.append(records)
+                if records == 6:
+                    break
+
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(hub.run)
-        async with anyio.create_task_group() as watchers:
-            for _ in range(5):
-                watchers.start_soon(lambda: collect(hub, 6))
-            with anyio.fail_after(20):
-                # Everybody has read the first step: five times by themselves.
-                while len([d for d in rendered if isinstance(d, Chunk)]) < 5:
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as watchers:
+                for _ in range(5):
+                    watchers.start_soon(watch)
+                while reached.count(3) < 5:
                     await anyio.lowlevel.checkpoint()
-            rendered.clear()
-            life.record_step()
+                rendered.clear()
+                life.record_step()
         tasks.cancel_scope.cancel()
 
+    assert reached.count(6) == 5
     assert [type(d) for d in rendered if isinstance(d, Chunk)] == [Chunk]

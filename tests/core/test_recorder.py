@@ -5,17 +5,22 @@ import errno
 import logging
 import threading
 from pathlib import Path
+from typing import cast
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from aegir_stream import codec
+from aegir_stream.accounting import Account
+from aegir_stream.backlog import Command
 from aegir_stream.batch import Events
-from aegir_stream.events import Close, Gap, Note, SAELogRecord
+from aegir_stream.events import Close, Corrupt, Gap, Note, SAELogRecord
 from aegir_stream.layout import RunDirectory
-from aegir_stream.recorder import Recorder
+from aegir_stream.recorder import Overflow, Recorder
 from aegir_stream.sinks import JournalSink, MemorySink
 from aegir_stream.source import RunSource
-from aegir_stream.testing import make_record
+from aegir_stream.testing import ManualClock, make_record
 from aegir_stream.typing import Append
 from core.runs import drain, records_in
 
@@ -24,6 +29,9 @@ def batch(*, size: int = 1, step: int = 1) -> Events:
     """Return a batch of records."""
     records = tuple(make_record(step=step, token=token) for token in range(size))
     return Events("sae_features", records, step=step)
+
+
+a_refused_one = Gap(records=1, reason="queue full", first_step=2, last_step=2)
 
 
 class GatedSink(MemorySink):
@@ -143,7 +151,8 @@ def test_a_full_queue_refuses_the_newest() -> None:
 
     assert admitted == [True, True, True, False, False]
     assert [append.step for append in sink.appends] == [0, 1, 2, 3]
-    assert sink.marks == [("sae_features", Gap(records=2, reason="queue full"))]
+    gap = Gap(records=2, reason="queue full", first_step=4, last_step=5)
+    assert sink.marks == [("sae_features", gap)]
     assert recorder.statistics().records_dropped == 2
 
 
@@ -280,6 +289,29 @@ def test_a_stream_that_cannot_be_written_costs_only_itself(tmp_path: Path) -> No
     assert codec.decode_control(last) == Close(status="finished")
 
 
+def test_a_stream_with_a_broken_encoder_costs_only_itself(tmp_path: Path) -> None:
+    """Its batch is lost and told, whatever it is; the streams beside it and its next are whole."""
+
+    class Cut(Events, frozen=True):
+        def encode(self) -> bytes:
+            return super().encode()[:-5]
+
+    run = RunDirectory.at(tmp_path)
+    recorder = Recorder(JournalSink(run))
+    recorder.emit(Cut("completions", (make_record(), make_record()), step=1))
+    recorder.emit(batch(step=1))
+    recorder.emit(Events("completions", (make_record(),), step=2))
+    recorder.close()
+
+    assert len(records_in(drain(RunSource(run, start="start")))) == 1
+    deliveries = drain(RunSource(run, "completions", start="start"))
+    assert len(records_in(deliveries)) == 1
+    gaps = [d for d in deliveries if isinstance(d, Gap)]
+    assert [(gap.records, gap.first_step, gap.last_step) for gap in gaps] == [(2, 1, 1)]
+    assert not [d for d in deliveries if isinstance(d, Corrupt)]
+    assert recorder.statistics().records_dropped == 2
+
+
 def test_a_loss_is_told_as_soon_as_its_stream_is_written() -> None:
     """Readers learn of it with the next batch, not when the run ends."""
     told = threading.Event()
@@ -297,7 +329,7 @@ def test_a_loss_is_told_as_soon_as_its_stream_is_written() -> None:
 
     assert told.wait(20)
     recorder.close()
-    assert sink.marks == [("sae_features", Gap(records=1, reason="queue full"))]
+    assert sink.marks == [("sae_features", a_refused_one)]
 
 
 def test_a_loss_that_could_not_be_told_is_told_later() -> None:
@@ -321,7 +353,7 @@ def test_a_loss_that_could_not_be_told_is_told_later() -> None:
     sink.dumb = False
     recorder.close()
 
-    assert sink.marks == [("sae_features", Gap(records=1, reason="queue full"))]
+    assert sink.marks == [("sae_features", a_refused_one)]
 
 
 def test_closing_ends_an_emit_that_waits_for_room() -> None:
@@ -379,10 +411,269 @@ def test_a_dead_thread_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> Non
 
     assert recorder.seal(checkpoint="checkpoint-1", step=1, timeout_s=0.01) is None
     assert not recorder.close(timeout_s=0.01)
-    assert [recorder._backlog.take() for _ in range(2)] == [lost, None]
+    assert recorder._backlog.take() is None
+    assert recorder.statistics().records_dropped == lost.records
     assert recorder.statistics().last_error == "OSError: [Errno 24] Too many open files"
 
 
 def _no_loop(*, debug: bool) -> None:
     assert not debug
     raise OSError(errno.EMFILE, "Too many open files")
+
+
+# -- flushing -------------------------------------------------------------------------------------
+
+
+class FlushedSink(MemorySink):
+    """A sink that says what was done to it; a write takes four seconds of its clock."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        super().__init__()
+        self.clock = clock
+        self.deeds: list[str] = []
+        self.flushed = threading.Event()
+
+    async def write(self, append: Append) -> None:
+        """Keep the append, slowly."""
+        await super().write(append)
+        self.deeds.append("write")
+        self.clock.now += 4
+
+    async def flush(self) -> None:
+        """Say so."""
+        self.deeds.append("flush")
+        self.flushed.set()
+
+
+def test_a_busy_recorder_flushes_at_intervals() -> None:
+    """Not after every write, and not only when nothing is left to write."""
+    clock = ManualClock()
+    sink = FlushedSink(clock)
+    recorder = Recorder(sink, flush_every_s=10, clock=clock)
+    for step in range(6):
+        recorder._backlog.offer(batch(step=step))
+    recorder.emit(batch(step=6))
+    recorder.close()
+
+    assert sink.deeds == [*["write"] * 3, "flush", *["write"] * 3, "flush", "write"]
+
+
+def test_what_was_written_last_is_flushed_though_nothing_follows() -> None:
+    """The thread wakes for it, once, and then sleeps for as long as there is nothing to do."""
+    sink = FlushedSink(ManualClock())
+    recorder = Recorder(sink, flush_every_s=0.01)
+    recorder.emit(batch())
+
+    assert sink.flushed.wait(20)
+    assert recorder._flush_due is None
+    assert recorder.close()
+    assert sink.deeds == ["write", "flush"]
+
+
+def test_a_flush_on_request_is_not_done_twice() -> None:
+    """It counts as the one that is due."""
+    clock = ManualClock()
+    sink = FlushedSink(clock)
+    recorder = Recorder(sink, flush_every_s=3600, clock=clock)
+    recorder.emit(batch())
+
+    assert recorder.flush()
+    assert recorder._flush_due is None
+    recorder.close()
+    assert sink.deeds == ["write", "flush"]
+
+
+def test_a_flush_that_fails_is_counted_and_tried_again() -> None:
+    """The caller of `flush` is told, and recording goes on."""
+
+    class Unflushable(MemorySink):
+        broken = True
+
+        async def flush(self) -> None:
+            if self.broken:
+                raise OSError(errno.EIO, "Input/output error")
+
+    sink = Unflushable()
+    recorder = Recorder(sink, flush_every_s=3600)
+    recorder.emit(batch())
+    assert not recorder.flush()
+    sink.broken = False
+    assert recorder.flush()
+    recorder.close()
+
+    assert recorder.statistics().errors == 1
+    assert len(sink.appends) == 1
+
+
+# -- overflow -------------------------------------------------------------------------------------
+
+
+class SteppedSink(MemorySink):
+    """A sink that writes when a test lets it, and fails when a test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.arrived = threading.Semaphore(0)
+        self.permits = threading.Semaphore(0)
+        self.broken = False
+
+    async def write(self, append: Append) -> None:
+        """Wait to be let, then keep the append or fail."""
+        self.arrived.release()
+        assert self.permits.acquire(timeout=20)
+        if self.broken:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        await super().write(append)
+
+
+class Stepped:
+    """A recorder whose thread a test moves from write to write."""
+
+    def __init__(self, *, overflow: Overflow, bound: int) -> None:
+        self.sink = SteppedSink()
+        self.recorder = Recorder(self.sink, queue_bytes=bound * 1024, overflow=overflow, block_s=0)
+        self.at_a_write = False
+
+    def emit(self, step: int, *, size: int) -> None:
+        """Emit a batch; return when it is queued, refused, or waits to be written."""
+        self.recorder.emit(batch(step=step, size=size))
+        if not self.at_a_write:
+            self._await_a_write()
+
+    def write(self) -> None:
+        """Let the write that waits happen; return when the next one waits, if any is queued."""
+        if self.at_a_write:
+            items = self.recorder._backlog._items
+            self.at_a_write = any(not isinstance(item, Command) for item in items)
+            self.sink.permits.release()
+            if self.at_a_write:
+                self._await_a_write()
+
+    def _await_a_write(self) -> None:
+        assert self.sink.arrived.acquire(timeout=20)
+        self.at_a_write = True
+
+
+deeds = st.lists(
+    st.one_of(
+        st.tuples(st.just("emit"), st.integers(1, 5)),
+        st.tuples(st.just("write"), st.just(0)),
+        st.tuples(st.just("break"), st.booleans()),
+        st.tuples(st.just("note"), st.just(0)),
+        st.tuples(st.just("seal"), st.just(0)),
+    ),
+    max_size=25,
+)
+
+
+@settings(max_examples=60)
+@given(
+    overflow=st.sampled_from(["drop_newest", "drop_oldest", "block"]),
+    bound=st.integers(0, 6),
+    schedule=deeds,
+)
+def test_what_is_emitted_is_written_or_stands_in_a_gap(
+    overflow: Overflow, bound: int, schedule: list[tuple[str, int]]
+) -> None:
+    """Under every policy, whatever is slow, stuck, failing or larger than the bound."""
+    stepped = Stepped(overflow=overflow, bound=bound)
+    sink, recorder = stepped.sink, stepped.recorder
+    emitted = 0
+    for step, (deed, number) in enumerate(schedule):
+        if deed == "emit":
+            stepped.emit(step, size=number)
+            emitted += number
+        elif deed == "write":
+            stepped.write()
+        elif deed == "break":
+            sink.broken = bool(number)
+        elif deed == "note":
+            recorder.note("hello", {})
+        elif deed == "seal":
+            assert recorder.seal(checkpoint=f"checkpoint-{step}", step=step, timeout_s=0) is None
+        assert recorder._backlog.size_bytes <= max(bound, 5) * 1024
+    sink.broken = False
+    while stepped.at_a_write:
+        stepped.write()
+    assert recorder.close(timeout_s=20)
+
+    written = [record.step for record in map(_decoded, sink.lines("sae_features"))]
+    gaps = [event for _, event in sink.marks if isinstance(event, Gap)]
+    assert len(written) + sum(gap.records for gap in gaps) == emitted
+    statistics = recorder.statistics()
+    assert statistics.records_written == len(written)
+    assert statistics.records_dropped == sum(gap.records for gap in gaps)
+    assert written == sorted(written)
+    assert all(gap.first_step is not None and gap.last_step is not None for gap in gaps)
+
+
+def _decoded(line: bytes) -> SAELogRecord:
+    return codec.decode(line, SAELogRecord)
+
+
+@pytest.mark.parametrize("overflow", ["drop_newest", "drop_oldest"])
+def test_dropping_never_waits_and_never_drops_a_command(overflow: Overflow) -> None:
+    """A full queue before a stuck sink costs batches only; notes and seals are done in order."""
+    sink = GatedSink()
+    recorder = Recorder(sink, queue_bytes=1024, overflow=overflow)
+    held_up(sink, recorder)
+    recorder.note("before", {})
+    recorder.seal(checkpoint="checkpoint-1", step=1, timeout_s=0)
+    for step in range(1, 4):
+        recorder.emit(batch(step=step))
+    recorder.note("after", {})
+    sink.gate.set()
+    recorder.close()
+
+    assert [append.step for append in sink.appends] == [0, 1 if overflow == "drop_newest" else 3]
+    assert sink.checkpoints == ["checkpoint-1"]
+    notes = [event.kind for _, event in sink.marks if isinstance(event, Note)]
+    assert notes == ["before", "after"]
+
+
+def test_blocking_goes_on_when_there_is_room() -> None:
+    """A slow sink under `block` costs time and no record."""
+    sink = SteppedSink()
+    recorder = Recorder(sink, queue_bytes=1024, overflow="block", block_s=20)
+    admitted: list[bool] = []
+    training = threading.Thread(
+        target=lambda: admitted.extend(recorder.emit(batch(step=step)) for step in range(10))
+    )
+    training.start()
+    for _ in range(10):
+        assert sink.arrived.acquire(timeout=20)
+        sink.permits.release()
+    training.join(20)
+    recorder.close()
+
+    assert admitted == [True] * 10
+    assert [append.step for append in sink.appends] == [*range(10)]
+
+
+def test_a_batch_larger_than_the_bound_waits_for_an_empty_queue() -> None:
+    """It takes the place of everything else under `drop_oldest`, and is refused otherwise."""
+    for overflow, expected in (("drop_oldest", [0, 2]), ("drop_newest", [0, 1])):
+        sink = GatedSink()
+        recorder = Recorder(sink, queue_bytes=2 * 1024, overflow=cast("Overflow", overflow))
+        held_up(sink, recorder)
+        recorder.emit(batch(step=1))
+        recorder.emit(batch(step=2, size=5))
+        sink.gate.set()
+        recorder.close()
+
+        assert [append.step for append in sink.appends] == expected
+
+
+def test_a_gap_names_the_steps_that_are_known() -> None:
+    """From the first to the last; batches of several steps do not hide them."""
+    account = Account()
+    for step in (None, 7, 5, None):
+        account.lose(Events("sae_features", (make_record(),), step=step), "queue full")
+    account.lose(Events("sae_features", (make_record(),)), "cannot encode")
+
+    assert account.take_losses("completions") == []
+    assert account.take_losses("sae_features") == [
+        ("sae_features", Gap(records=4, reason="queue full", first_step=5, last_step=7)),
+        ("sae_features", Gap(records=1, reason="cannot encode")),
+    ]
+    assert account.take_losses() == []

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import contextlib
 import errno
+import itertools
 import shutil
 import subprocess
 import sys
+import zlib
 from pathlib import Path
+from typing import TypeVar
 from unittest.mock import patch
 
 import pytest
@@ -12,14 +16,19 @@ import pytest
 from aegir_stream import codec
 from aegir_stream.disk import Disk
 from aegir_stream.errors import OptionError
-from aegir_stream.events import Close, Open
+from aegir_stream.events import Checkpoint, Close, Corrupt, Open, Reset, Seal
 from aegir_stream.layout import RunDirectory
-from aegir_stream.lineage import read_header
+from aegir_stream.lineage import read_header, survey
+from aegir_stream.replay import read_events
 from aegir_stream.sinks import JournalSink
 from aegir_stream.source import RunSource
 from aegir_stream.system import System
-from aegir_stream.testing import make_append, make_record
+from aegir_stream.testing import Fault, Killed, SimulatedMachine, make_append, make_record
+from aegir_stream.verification import verify
 from core.runs import FullDisk, Life, drain, drive, on, records_in
+from core.simulated import RECORDED, ROOT, SimulatedRun, run_on
+
+T = TypeVar("T")
 
 
 @pytest.fixture
@@ -146,22 +155,240 @@ def test_a_seal_that_a_full_disk_stopped_is_written_before_anything_else(
     assert records_in(drain(RunSource(run, start="start"))) == life.surviving
 
 
-def test_a_resume_from_a_checkpoint_without_a_seal_keeps_what_is_before_it(
-    run: RunDirectory,
-) -> None:
-    """The chain goes on from the newest seal before the checkpoint, and is not cut."""
-    life = Life(on(FullDisk(b'{"$log":"seal","checkpoint":"checkpoint-2"'), run))
+# -- a checkpoint that was saved and not sealed ----------------------------------------------------
+
+
+def unsealed(run: RunDirectory, *, torn: bytes = b"", control_lines: bool = True) -> Life:
+    """Return a run that was killed after its trainer had saved checkpoint-3, before the seal."""
+    life = Life(run, control_lines=control_lines)
     life.record_step()
     life.save()
     life.record_step()
-    with pytest.raises(OSError, match="No space"):
-        life.save()
-    life.kill()
-    resumed = JournalSink(run, continues="checkpoint-2")
-    drive(resumed.open())
+    life.record_step()
+    life.save_unsealed()
+    life.kill(torn=torn)
+    return life
 
-    assert header(run, run.live("sae_features")).previous == 1
-    drive(resumed.aclose())
+
+@pytest.mark.parametrize("torn", [b"", b'{"step":3,"tok', b'{"$log":"seal","checkp'])
+def test_a_kill_before_the_seal_leaves_what_the_checkpoint_is_resumed_with(
+    run: RunDirectory, torn: bytes
+) -> None:
+    """The next attempt seals it in its place, and what it held survives."""
+    life = unsealed(run, torn=torn)
+    life.resume("checkpoint-3")
+    life.record_step()
+
+    assert [(f.segment, f.label) for f in run.history()] == [
+        (1, "checkpoint-1"),
+        (2, "checkpoint-3"),
+    ]
+    assert run.snapshot("checkpoint-3").samefile(run.closed(2, "checkpoint-3"))
+    data = [line + b"\n" for line in run.closed(2, "checkpoint-3").read_bytes().splitlines()]
+    data = [line for line in data if line.startswith(b'{"step"') and line != torn + b"\n"]
+    assert run.seal_of(run.snapshot("checkpoint-3")) == Seal(
+        checkpoint="checkpoint-3",
+        step=3,
+        segment=2,
+        records=6,
+        bytes=sum(map(len, data)),
+        crc32=zlib.crc32(b"".join(data)),
+    )
+    newest = header(run, run.live("sae_features"))
+    assert (newest.segment, newest.previous, newest.continues) == (3, 2, "checkpoint-3")
+    assert [*read_events(run, "sae_features")] == life.surviving
+    assert not [damage for damage in verify(run) if damage.kind == "damaged"]
+    assert [checkpoint.step for checkpoint in told(run, Checkpoint)] == [1, 3]
+
+
+def told(run: RunDirectory, kind: type[T]) -> list[T]:
+    """Return what a reader of everything is told."""
+    source = RunSource(run, start="start", attempts="all")
+    return [each for each in drain(source) if isinstance(each, kind)]
+
+
+def test_a_checkpoint_that_the_next_attempt_sealed_is_not_sealed_again(run: RunDirectory) -> None:
+    """Saving it again before the first step answers as that seal did."""
+    life = unsealed(run)
+    life.resume("checkpoint-3")
+    sealed = life.save()
+
+    assert sealed is not None
+    assert (sealed.segment, sealed.records) == (2, 6)
+
+
+@pytest.mark.parametrize("read_bytes", [64, 256 << 10])
+def test_a_seal_that_is_owed_is_paid_behind_a_closing_mark(
+    run: RunDirectory, read_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that was stopped between saving and sealing closes its log on the way out.
+
+    Readers find the seal behind the mark, in whatever pieces they read.
+    """
+    monkeypatch.setattr("aegir_stream.tail._READ_BYTES", read_bytes)
+    life = Life(run)
+    life.record_step()
+    checkpoint = life.save_unsealed()
+    life.finish()
+    life.resume(checkpoint)
+    life.record_step()
+
+    assert [*read_events(run, "sae_features")] == life.surviving
+    assert [checkpoint.step for checkpoint in told(run, Checkpoint)] == [1]
+
+
+def test_a_follower_of_a_tail_that_is_sealed_later_sees_nothing_twice(run: RunDirectory) -> None:
+    """It goes on behind the seal as if the writer itself had sealed."""
+    life = Life(run)
+    life.record_step()
+    checkpoint = life.save_unsealed()
+    follower = RunSource(run, start="start")
+    deliveries = drain(follower)
+    life.kill()
+    life.resume(checkpoint)
+    life.record_step()
+    deliveries += drain(follower)
+
+    assert records_in(deliveries) == life.surviving
+    assert not [each for each in deliveries if isinstance(each, Reset | Corrupt)]
+
+
+def test_without_control_lines_what_is_owed_gets_its_name(run: RunDirectory) -> None:
+    """There is no seal to write, but the snapshot appears and no record is called abandoned."""
+    life = unsealed(run, torn=b'{"step":', control_lines=False)
+    before = run.live("sae_features").read_bytes()
+    life.resume("checkpoint-3")
+
+    labels = [(file.segment, file.label) for file in run.history()]
+    assert labels == [(1, "checkpoint-1"), (2, "checkpoint-3")]
+    assert run.snapshot("checkpoint-3").samefile(run.closed(2, "checkpoint-3"))
+    assert run.snapshot("checkpoint-3").read_bytes() == before + b"\n"
+
+
+def test_what_was_left_after_a_failed_sync_survives_with_the_next(run: RunDirectory) -> None:
+    """A kill right after a segment was left for the next one does not cost its records."""
+    life = Life(run)
+    life.record_step()
+    checkpoint = life.save_unsealed()
+    chain = life.sink._chain
+    assert chain is not None
+    chain._leave()
+    life.kill()
+    life.resume(checkpoint)
+    life.record_step()
+
+    assert [file.label for file in run.history()] == ["unsynced", "checkpoint-1"]
+    assert [*read_events(run, "sae_features")] == life.surviving
+
+
+@pytest.mark.parametrize("label", ["unsynced", "abandoned"])
+def test_a_segment_that_was_kept_as_something_else_gets_the_name_of_its_seal(
+    run: RunDirectory, label: str
+) -> None:
+    """A crash came between keeping it and beginning the next: it is kept once."""
+    life = Life(run)
+    life.record_step()
+    checkpoint = life.save_unsealed()
+    chain = life.sink._chain
+    assert chain is not None
+    chain._keep(1, label)
+    life.kill()
+    life.resume(checkpoint)
+
+    assert [(f.segment, f.label) for f in run.history()] == [(1, "checkpoint-1")]
+    assert [*read_events(run, "sae_features")] == life.surviving
+
+
+def test_steps_behind_the_checkpoint_are_not_sealed_with_it(run: RunDirectory) -> None:
+    """What holds a later step is set aside, and the chain goes on from the seal before."""
+    life = unsealed(run)
+    life.resume("checkpoint-3")
+    life.record_step()
+    life.save_unsealed()
+    life.record_step()
+    life.kill()
+    life.resume("checkpoint-4")
+
+    assert header(run, run.live("sae_features")).previous == 2
+    assert [file.label for file in run.history()] == ["checkpoint-1", "checkpoint-3", "abandoned"]
+
+
+def test_a_segment_without_records_is_sealed_as_well(run: RunDirectory) -> None:
+    """A checkpoint behind steps that recorded nothing is a checkpoint."""
+    life = Life(run)
+    life.record_step(0)
+    checkpoint = life.save_unsealed()
+    life.kill()
+    life.resume(checkpoint)
+    life.record_step()
+
+    assert [(f.segment, f.label) for f in run.history()] == [(1, "checkpoint-1")]
+    assert run.snapshot_records(run.checkpoints()[0]) == 0
+    assert [*read_events(run, "sae_features")] == life.surviving
+
+
+def test_a_tail_that_continues_a_later_checkpoint_is_not_sealed(run: RunDirectory) -> None:
+    """Even without a record of its own it leads further than the checkpoint."""
+    life = Life(run)
+    life.record_step()
+    life.save_unsealed()
+    life.record_step()
+    life.save()
+    life.kill()
+    life.resume("checkpoint-1")
+
+    assert header(run, run.live("sae_features")).previous is None
+    assert [file.label for file in run.history()] == ["checkpoint-2", "abandoned"]
+
+
+def test_whatever_call_a_kill_hits_while_an_owed_seal_is_paid_the_next_start_pays_it() -> None:
+    """Every moment of the recovery leaves something from which it comes to the same result."""
+    calls = next(call for call in itertools.count() if not killed_while_paying(call))
+
+    assert calls > 40
+
+
+def killed_while_paying(call: int) -> bool:
+    """Kill the recovery at one of its calls, then let another do it; `False` if it was over."""
+    machine = SimulatedMachine()
+    run = SimulatedRun(machine)
+    run.begin()
+    run.take_step()
+    run.save()
+    run.take_step()
+    machine.make_directory(ROOT / "checkpoint-2")
+    run.kept["checkpoint-2"] = {stream: len(run.surviving[stream]) for stream in RECORDED}
+    run.now.process.kill()
+    run.begin("checkpoint-2")
+    machine.fail(Fault(first=len(machine.calls) + call, meanwhile=run.now.process.kill))
+    with contextlib.suppress(Killed):
+        run.now.recorder.flush()
+    killed = not run.now.process.alive
+    machine.mend()
+    run.now.process.kill()
+    run.begin("checkpoint-2")
+    run.take_step()
+    run.close()
+
+    survivors = run.survivors("sae_features")
+    assert survivors == run.surviving["sae_features"], f"killed at call {call}"
+    labels = [file.label for file in run_on(machine.process()).history()]
+    assert labels[:2] == ["checkpoint-1", "checkpoint-2"], f"killed at call {call}"
+    return killed
+
+
+def test_a_damaged_header_does_not_lead_readers_in_a_circle(run: RunDirectory) -> None:
+    """A segment can only continue an earlier one."""
+    life = Life(run)
+    life.record_step()
+    life.save()
+    life.record_step()
+    life.kill()
+    live = run.live("sae_features")
+    live.write_bytes(live.read_bytes().replace(b'"previous":1', b'"previous":2', 1))
+
+    assert survey(run, stream="sae_features", lane="rank0").surviving(run) == [2]
+    assert records_in(drain(RunSource(run, start="start"))) == life.surviving[3:]
 
 
 def test_a_checkpoint_that_is_saved_again_keeps_its_snapshot(run: RunDirectory) -> None:
@@ -172,6 +399,23 @@ def test_a_checkpoint_that_is_saved_again_keeps_its_snapshot(run: RunDirectory) 
     assert life.save() == life.save()
     assert run.snapshot_records(run.checkpoints()[0]) == 3
     assert [file.segment for file in run.history()] == [1]
+
+
+def test_the_checkpoint_that_was_resumed_from_keeps_its_snapshot(run: RunDirectory) -> None:
+    """Saving it again before the first step answers as its seal did, and makes no segment."""
+    life = Life(run)
+    life.record_step()
+    sealed = life.save()
+    life.kill()
+    life.resume("checkpoint-1")
+
+    assert life.save() == sealed
+    assert run.snapshot_records(run.checkpoints()[0]) == 3
+    labels = [(file.segment, file.label) for file in run.history()]
+    assert labels == [(1, "checkpoint-1"), (2, "abandoned")]
+    life.record_step()
+    life.save()
+    assert records_in(drain(RunSource(run, start="start"))) == life.surviving
 
 
 def test_records_behind_a_seal_do_not_replace_its_snapshot(run: RunDirectory) -> None:

@@ -24,10 +24,12 @@ from aegir_stream.events import (
     Rewound,
     SAELogRecord,
     SourceSwitch,
+    Stalled,
 )
 from aegir_stream.layout import RunDirectory
+from aegir_stream.sinks import JournalSink
 from aegir_stream.source import RunSource
-from aegir_stream.testing import make_append, make_record
+from aegir_stream.testing import ManualClock, make_append, make_record
 from core.runs import Life, act, cursors_in, deeds, drain, drive, lived, records_in
 
 
@@ -505,7 +507,7 @@ def test_a_cursor_that_cannot_be_resumed_gets_a_verdict(
 
 
 def test_damaged_lines_are_skipped_and_located(run: RunDirectory) -> None:
-    """Garbage between records costs those lines only, and its place is told."""
+    """Garbage between records costs those lines only; where it stands is told, once for a row."""
     life = Life(run)
     life.record_step(1)
     live = run.live("sae_features")
@@ -518,7 +520,7 @@ def test_damaged_lines_are_skipped_and_located(run: RunDirectory) -> None:
     seen = drain(RunSource(run))
 
     corrupt = [d for d in seen if isinstance(d, Corrupt)]
-    assert [c.offset for c in corrupt] == [offset, offset + 18, offset + 37]
+    assert [(c.offset, c.length, c.lines) for c in corrupt] == [(offset, len(garbage), 3)]
     assert records_in(seen) == life.surviving
 
 
@@ -554,7 +556,7 @@ def test_a_long_line_within_the_limit_is_a_record(run: RunDirectory) -> None:
 
 
 def test_a_truncated_file_is_told_and_nothing_is_doubled(run: RunDirectory) -> None:
-    """After a truncation reading goes on at the file's end."""
+    """Reading goes on at the end of what was left, once the file is as long again."""
     life = Life(run)
     life.record_step(4)
     source = RunSource(run)
@@ -564,11 +566,11 @@ def test_a_truncated_file_is_told_and_nothing_is_doubled(run: RunDirectory) -> N
     with live.open("ab") as file:
         file.write(b"\n")
 
-    seen += drain(source)
-    assert [type(d) for d in seen if isinstance(d, Reset)] == [Reset]
+    assert [type(d) for d in drain(source)] == [Stalled]
     life.record_step(1)
     seen += drain(source)
 
+    assert [type(d) for d in seen if isinstance(d, Reset)] == [Reset]
     assert records_in(seen) == life.everything
 
 
@@ -636,3 +638,23 @@ def test_a_second_writer_gets_its_own_file(run: RunDirectory) -> None:
     assert names == ["sae_features.live.jsonl", "sae_features.live.rank0-2.jsonl"]
     found = records_in(drain(RunSource(run, start="start")))
     assert sorted(found, key=repr) == sorted(first.surviving + second.surviving, key=repr)
+
+
+def test_a_clock_that_is_set_back_changes_nothing(run: RunDirectory) -> None:
+    """Order is the place in the file: neither steps nor attempts are sorted by any time."""
+    clock = ManualClock(now=2_000_000_000.0)
+    first = JournalSink(run, clock=clock)
+    drive(first.open())
+    drive(first.write(make_append(make_record(step=1))))
+    drive(first.seal(checkpoint="checkpoint-1", step=1))
+    clock.now = 1.0
+    for path in (run.closed(1, "checkpoint-1"), run.manifest_path):
+        os.utime(path, (4e9, 4e9))
+    drive(first.write(make_append(make_record(step=2))))
+    drive(first.aclose())
+    second = JournalSink(run, continues="checkpoint-1", clock=clock)
+    drive(second.open())
+    drive(second.write(make_append(make_record(step=3))))
+    drive(second.aclose())
+
+    assert [record.step for record in records_in(drain(RunSource(run, start="start")))] == [1, 3]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from aegir_stream import codec
 from aegir_stream.disk import AppendHandle
-from aegir_stream.errors import WriteLostError
+from aegir_stream.errors import MalformedEventError, WriteLostError
 from aegir_stream.events import Batch, Close, Control, Gap, Seal
 from aegir_stream.system import System
 from aegir_stream.testing import make_append, make_record
@@ -68,6 +68,19 @@ def test_every_append_is_followed_by_its_trailer(path: Path) -> None:
         pass_="loss",
     )
     assert controls == [expected]
+
+
+@pytest.mark.parametrize("data", [b'{"step":1}', b'{"step":1}\n{"step":', b'{"step":1}\n' * 2, b""])
+def test_what_is_not_whole_lines_is_refused(path: Path, data: bytes) -> None:
+    """It is not written, so the lines behind it are whole."""
+    writer = SegmentWriter(AppendHandle(System(), path))
+    with pytest.raises(MalformedEventError, match="Expected 1 lines, each ended by a newline"):
+        writer.append(data, records=1)
+    append = make_append()
+    writer.append(append.data, records=1)
+    writer.close(None)
+
+    assert b"\n".join(read(path)[0]) + b"\n" == append.data
 
 
 def test_the_seal_covers_the_whole_segment(path: Path) -> None:

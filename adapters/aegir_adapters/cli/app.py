@@ -8,10 +8,13 @@ import typer
 
 from aegir_adapters.cli.demo import demo
 from aegir_adapters.cli.inspect import inspect
+from aegir_adapters.cli.monitor import monitor
+from aegir_adapters.cli.repair import repair
 from aegir_adapters.cli.replay import replay
 from aegir_adapters.cli.runs import runs
 from aegir_adapters.cli.serve import serve
 from aegir_adapters.cli.tail import tail
+from aegir_adapters.cli.verify import verify
 from aegir_adapters.cli.version import version
 from aegir_stream.errors import AegirError
 
@@ -30,7 +33,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (demo, serve, tail, replay, runs, inspect, version):
+for command in (demo, serve, monitor, tail, replay, runs, inspect, verify, repair, version):
     app.command()(command)
 
 

@@ -19,6 +19,7 @@ from aegir_stream.events import Corrupt, Gap
 from aegir_stream.lane import LaneReader
 from aegir_stream.layout import STREAMS, RunDirectory
 from aegir_stream.lineage import Lineage, read_header, survey
+from aegir_stream.manifest import look_at_manifest
 
 __all__ = ["SegmentRow", "inspect"]
 
@@ -97,12 +98,12 @@ def _count(reader: LaneReader, rows: dict[int, SegmentRow]) -> None:
                     row.records += len(records)
                 case Gap(records=dropped):
                     row.dropped += dropped
-                case Corrupt():
-                    row.damaged += 1
+                case Corrupt(lines=lines):
+                    row.damaged += lines
 
 
 def _identity(run: RunDirectory) -> str:
-    manifest = run.read_manifest()
+    manifest = look_at_manifest(run)
     attempts = manifest.get("attempts", ())
     return f"run {manifest.get('run_id', 'without a manifest')}, {len(attempts)} attempt(s)"
 

@@ -70,6 +70,10 @@ def replay(
     attempts: Annotated[
         AttemptsName, typer.Option(help="Count what survives resumes, or every attempt.")
     ] = AttemptsName.SURVIVING,
+    committed: Annotated[
+        bool,
+        typer.Option("--committed", help="Only what agrees with the checksum behind its append."),
+    ] = False,
 ) -> None:
     """Fold a view over a run and print its rows, one JSON object a line.
 
@@ -77,7 +81,13 @@ def replay(
     """
     chosen, rows = _VIEWS[view]
     last = int(until) if until and until.isdigit() else until
-    replayed = replay_view(open_log(run), chosen(), until=last, attempts=attempts.value)
+    replayed = replay_view(
+        open_log(run),
+        chosen(),
+        until=last,
+        attempts=attempts.value,
+        level="committed" if committed else "live",
+    )
     with quiet_pipe():
         for row in rows(replayed.state):
             sys.stdout.write(codec.encode(row).decode())

@@ -15,6 +15,7 @@ from rich.table import Table
 from aegir_adapters.cli.arguments import DEFAULT_RUN, Run, open_run
 from aegir_adapters.cli.pipe import quiet_pipe
 from aegir_stream.layout import RunDirectory
+from aegir_stream.manifest import look_at_manifest
 from aegir_stream.replay import replay
 from aegir_stream.views import RunStateView
 
@@ -84,7 +85,7 @@ def _is_run(run: RunDirectory) -> bool:
 
 def _row(run: RunDirectory) -> RunRow:
     state = replay(run, RunStateView()).state
-    manifest = run.read_manifest()
+    manifest = look_at_manifest(run)
     checkpoints = run.checkpoints()
     return RunRow(
         run=str(run.root),

@@ -30,7 +30,7 @@ from aegir_stream.errors import CursorError
 from aegir_stream.events import CaughtUp, Closed, Idle, SourceSwitch
 from aegir_stream.relay import relay
 from aegir_stream.selection import Selection
-from aegir_stream.source import RunSource, Start
+from aegir_stream.source import Level, RunSource, Start
 
 __all__ = ["tail"]
 
@@ -54,6 +54,10 @@ def tail(
     step_min: StepMin = None,
     step_max: StepMax = None,
     every: Every = 1,
+    committed: Annotated[
+        bool,
+        typer.Option("--committed", help="Only what agrees with the checksum behind its append."),
+    ] = False,
     follow: Annotated[
         bool, typer.Option(help="Wait for more until the run is closed, or print what is there.")
     ] = True,
@@ -77,10 +81,11 @@ def tail(
         every=every,
     )
     directory = open_run(run)
+    level: Level = "committed" if committed else "live"
     if from_ in _STARTS:
-        source = RunSource(directory, stream.value, start=cast("Start", from_))
+        source = RunSource(directory, stream.value, start=cast("Start", from_), level=level)
     else:
-        source = RunSource(directory, stream.value, after=from_)
+        source = RunSource(directory, stream.value, after=from_, level=level)
     with quiet_pipe():
         anyio.run(_print, _deliveries(source, follow=follow, verbose=verbose), selection)
 

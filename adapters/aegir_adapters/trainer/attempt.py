@@ -71,7 +71,7 @@ class Attempt:
         guard: Callable[..., Any],
     ) -> None:
         options = recording.options
-        self.reporter = StepReporter(options.clock)
+        self.reporter = StepReporter(options.clock, best=recording.best)
         self.loss_pass: LossPass | None = None
         self._recorder = recording.recorder
         self._options = options

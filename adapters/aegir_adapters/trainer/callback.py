@@ -200,6 +200,7 @@ class SidecarCallback(TrainerCallback):
             identity=self._identity or self.prepare(model),
             options=self.options,
             resumed_step=state.global_step,
+            last_step=state.max_steps,
         )
         self._recorder = recording.recorder
         # A run that never reaches `on_train_end` is closed with its callback. At interpreter exit

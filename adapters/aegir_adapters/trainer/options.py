@@ -10,6 +10,7 @@ from msgspec import Struct, field
 from aegir_adapters.trainer.generation import Recall
 from aegir_adapters.trainer.rows import Precision
 from aegir_stream.clock import SystemClock
+from aegir_stream.durability import Durability
 from aegir_stream.recorder import Overflow
 from aegir_stream.typing import Clock, Sink
 
@@ -30,6 +31,8 @@ class RecordingOptions(Struct, frozen=True, kw_only=True):
         sinks: where events go beside the run directory.
         queue_bytes: bound on the memory of what waits to be written.
         overflow: what to do when that bound is reached.
+        durability: what is synced, and so what a loss of power may take.
+        flush_every_s: under `interval`, how long after a write it is synced, at most.
         seal_timeout_s: how long a checkpoint may wait for the log, at most.
         clock: where times come from.
     """
@@ -44,6 +47,8 @@ class RecordingOptions(Struct, frozen=True, kw_only=True):
     sinks: tuple[Sink, ...] = ()
     queue_bytes: int = 256 << 20
     overflow: Overflow = "drop_newest"
+    durability: Durability = "os"
+    flush_every_s: float = 1.0
     seal_timeout_s: float = 30.0
     clock: Clock = field(default_factory=SystemClock)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -13,6 +14,8 @@ from aegir_adapters.trainer.identity import (
     library_versions,
 )
 from aegir_stream.errors import IdentityDriftError
+from aegir_stream.feed_reader import progress_trajectory
+from aegir_stream.manifest import look_at_manifest
 from aegir_stream.recorder import Recorder
 from aegir_stream.sinks import JournalSink, TeeSink
 
@@ -41,12 +44,14 @@ class Recording:
         identity: what is recorded, see `run_identity`.
         options: how it is recorded.
         resumed_step: global step that the trainer resumed from, 0 for a start from scratch.
+        last_step: global step at which training will end.
 
     Attributes:
         run: the run directory.
         options: how it is recorded.
         rank: process index.
         recorder: where batches go.
+        best: best score of the steps that it was resumed behind, as the progress feed tells.
     """
 
     def __init__(
@@ -57,6 +62,7 @@ class Recording:
         identity: Mapping[str, Any],
         options: RecordingOptions,
         resumed_step: int,
+        last_step: int,
     ) -> None:
         self.run = run
         self.options = options
@@ -64,17 +70,25 @@ class Recording:
         self._identity = identity
         self._continues = f"checkpoint-{resumed_step}" if resumed_step else None
         self._description = self._describe(args)
+        self.best = _best_until(run, resumed_step) if resumed_step and self.rank == 0 else None
         journal = JournalSink(
             run,
             rank=self.rank,
             world_size=args.world_size,
             continues=self._continues,
             identity={**identity, "world_size": args.world_size},
+            total=last_step,
             control_lines=options.control_lines,
             precision=options.precision.by_field(),
+            durability=options.durability,
         )
         sink: Sink = TeeSink(journal, *options.sinks) if options.sinks else journal
-        self.recorder = Recorder(sink, queue_bytes=options.queue_bytes, overflow=options.overflow)
+        self.recorder = Recorder(
+            sink,
+            queue_bytes=options.queue_bytes,
+            overflow=options.overflow,
+            flush_every_s=options.flush_every_s,
+        )
 
     def open(self) -> None:
         """Begin the log without waiting for it, so that readers see a run before its first step."""
@@ -124,9 +138,17 @@ class Recording:
     def _metadata(self, step: int, sealed: Sealed | None) -> dict[str, Any]:
         answer = {} if sealed is None else msgspec.structs.asdict(sealed)
         return {
-            "run_id": self.run.read_manifest().get("run_id"),
+            "run_id": look_at_manifest(self.run).get("run_id"),
             **self._description,
             "last_checkpoint_at": self.options.clock.time(),
             "last_checkpoint_step": step,
             "seal": {name: answer[name] for name in _SEAL_FIELDS} if answer else None,
         }
+
+
+def _best_until(run: RunDirectory, step: int) -> float | None:
+    """Return the best score of the steps up to one; the steps behind it will be done again."""
+    with contextlib.suppress(OSError):
+        bests = [score for at, score in progress_trajectory(run).bests if at <= step]
+        return bests[-1] if bests else None
+    return None

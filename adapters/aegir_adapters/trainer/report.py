@@ -70,12 +70,13 @@ class StepReporter:
 
     Args:
         clock: where times come from.
+        best: best score of the steps that the run was resumed behind.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, *, best: float | None = None) -> None:
         self._clock = clock
         self._before = RecorderStatistics()
-        self._best: float | None = None
+        self._best = best
         self._began: float | None = None
         self._running = False
         self._spent_s = 0.0

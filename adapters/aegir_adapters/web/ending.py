@@ -1,11 +1,11 @@
-"""Whether a stream is over: its writers closed it, and everything was read."""
+"""Whether a stream is over: its writers closed it, and everything was told."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from aegir_stream.chunk import Chunk
-from aegir_stream.events import CaughtUp, Close, Idle, SourceSwitch
+from aegir_stream.chunk import Delivery
+from aegir_stream.events import CaughtUp, Close, SourceSwitch
 from aegir_stream.layout import RunDirectory
 from aegir_stream.source import RunSource, Start
 
@@ -15,10 +15,11 @@ _STREAM = "sae_features"
 
 
 def end_of_stream(run: RunDirectory, *, after: str | None, start: Start = "start") -> str | None:
-    """Return the cursor at the end, if no record stands behind `after` and none will; else `None`.
+    """Return the cursor at the end, if nothing stands behind `after` and nothing will; else `None`.
 
-    Without `after`, none may stand behind `start`. A run that a later attempt resumes is
-    open again. Reads files.
+    Nothing at all: what happened behind the last record (a resume that rewound it, a gap, how the
+    run ended) is news as well. Without `after`, nothing may stand behind `start`. A run that a
+    later attempt resumes is open again. Reads files.
     """
     lanes = run.lanes(_STREAM)
     if not lanes or not all(_is_closed(run, run.live(_STREAM, lane)) for lane in lanes):
@@ -26,15 +27,15 @@ def end_of_stream(run: RunDirectory, *, after: str | None, start: Start = "start
     source = RunSource(run, _STREAM, after=after, start=start)
     while deliveries := source.poll():
         for delivery in deliveries:
-            if isinstance(delivery, Chunk | Idle) or _is_refused(delivery):
-                return None
             if isinstance(delivery, CaughtUp):
                 return source.cursor.text()
+            if not _is_introduction(delivery):
+                return None
     return None
 
 
-def _is_refused(delivery: object) -> bool:
-    return isinstance(delivery, SourceSwitch) and delivery.verdict not in {None, "resumed"}
+def _is_introduction(delivery: Delivery) -> bool:
+    return isinstance(delivery, SourceSwitch) and delivery.verdict in {None, "resumed"}
 
 
 def _is_closed(run: RunDirectory, path: Path) -> bool:

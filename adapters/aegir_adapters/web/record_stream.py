@@ -20,7 +20,6 @@ from aegir_adapters.web.rendering import render, render_selected
 from aegir_adapters.web.response import EventStream, Pace
 from aegir_adapters.web.sharing import WhileWanted
 from aegir_adapters.web.stopping import Stopping
-from aegir_stream.chunk import Chunk
 from aegir_stream.events import Closed
 from aegir_stream.hub import Block, Hub
 from aegir_stream.layout import RunDirectory
@@ -60,7 +59,6 @@ class RecordStream:
         return EventStream(self._read(asked), stopping=self._stopping, pace=self._pace)
 
     async def _read(self, asked: StreamRequest) -> AsyncGenerator[bytes, None]:
-        place = asked.cursor
         async with (
             self.hub.use() as hub,
             aclosing(hub.subscribe(after=asked.cursor, start=asked.start)) as blocks,
@@ -68,10 +66,8 @@ class RecordStream:
             async for block in blocks:
                 for chunk in _rendered(block, asked):
                     yield chunk
-                if isinstance(block.delivery, Chunk):
-                    place = block.delivery.after.text()
-                elif isinstance(block.delivery, Closed) and (
-                    end := await self._end(place, asked.start)
+                if isinstance(block.delivery, Closed) and (
+                    end := await self._end(block.after.text(), asked.start)
                 ):
                     yield sse.place(end)
                     return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 import anyio
 import anyio.abc
@@ -67,7 +67,8 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         async with aclosing(self._chunks):
             if scope["method"] == "HEAD" or await self._stream(receive, send):
-                with anyio.move_on_after(_FAREWELL_S, shield=True):
+                # Servers differ in what they do with what is sent to a client that has left.
+                with anyio.move_on_after(_FAREWELL_S, shield=True), suppress(OSError):
                     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _stream(self, receive: Receive, send: Send) -> bool:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
 from aegir_stream.layout import CheckpointFiles, RunDirectory
 
-__all__ = ["CheckpointRow", "RunTable", "read_run_table"]
+__all__ = ["CheckpointRow", "CheckpointTable", "RunTable"]
+
+_Answer: TypeAlias = tuple[dict[str, Any] | None, str | None]
+"""What a sidecar holds, or why that cannot be told."""
+
+
+class _Sidecar(NamedTuple):
+    """What was read of a sidecar, and of which version of the file."""
+
+    version: tuple[int, int, int]
+    answer: _Answer
 
 
 class CheckpointRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,43 +60,65 @@ class RunTable(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | msgspec.UnsetType = msgspec.UNSET
 
 
-def read_run_table(run: RunDirectory) -> RunTable:
-    """Look at every checkpoint of a run. Reads files; never fails."""
-    try:
-        rows = [_row(run, checkpoint) for checkpoint in run.require().checkpoints()]
-    except OSError as error:
-        exists = not isinstance(error, FileNotFoundError)
-        return RunTable(
-            rows=[], count=0, p5_dir=str(run.root), p5_dir_exists=exists, reason=str(error)
+class CheckpointTable:
+    """Looks at the checkpoints of a run, as often as it is asked.
+
+    Opens each sidecar once, until another one takes its place: on network file systems a file that
+    is open at the moment its checkpoint is removed makes the removal fail.
+
+    Thread safety: `read` may be called from any thread.
+
+    Args:
+        run: the run directory.
+    """
+
+    def __init__(self, run: RunDirectory) -> None:
+        self._run = run
+        self._sidecars: dict[Path, _Sidecar] = {}
+
+    def read(self) -> RunTable:
+        """Look at every checkpoint. Reads files; never fails."""
+        root = str(self._run.root)
+        try:
+            rows = [self._row(each) for each in self._run.require().checkpoints()]
+        except OSError as error:
+            exists = not isinstance(error, FileNotFoundError)
+            return RunTable(rows=[], count=0, p5_dir=root, p5_dir_exists=exists, reason=str(error))
+        return RunTable(rows=rows, count=len(rows), p5_dir=root, p5_dir_exists=True)
+
+    def _row(self, checkpoint: CheckpointFiles) -> CheckpointRow:
+        metadata, no_metadata = self._metadata(checkpoint)
+        records, no_records = _records(self._run, checkpoint)
+        return CheckpointRow(
+            step=checkpoint.step,
+            checkpoint=checkpoint.name,
+            metadata=metadata,
+            n_sae_records=records,
+            checkpoint_dir=str(checkpoint.path),
+            reason="; ".join(filter(None, (no_metadata, no_records))) or msgspec.UNSET,
         )
-    return RunTable(rows=rows, count=len(rows), p5_dir=str(run.root), p5_dir_exists=True)
 
+    def _metadata(self, checkpoint: CheckpointFiles) -> _Answer:
+        name = self._run.cfg.metadata_filename
+        path = checkpoint.path / name
+        try:
+            status = path.stat()
+            version = status.st_ino, status.st_mtime_ns, status.st_size
+            known = self._sidecars.get(path)
+            if known is None or known.version != version:
+                known = self._sidecars[path] = _Sidecar(version, self._read(checkpoint))
+        except FileNotFoundError:
+            self._sidecars.pop(path, None)
+            return None, f"{name} is not there (yet)"
+        except OSError as error:
+            return None, f"{name} cannot be read: {error.strerror}"
+        return known.answer
 
-def _row(run: RunDirectory, checkpoint: CheckpointFiles) -> CheckpointRow:
-    metadata, no_metadata = _metadata(run, checkpoint)
-    records, no_records = _records(run, checkpoint)
-    return CheckpointRow(
-        step=checkpoint.step,
-        checkpoint=checkpoint.name,
-        metadata=metadata,
-        n_sae_records=records,
-        checkpoint_dir=str(checkpoint.path),
-        reason="; ".join(filter(None, (no_metadata, no_records))) or msgspec.UNSET,
-    )
-
-
-def _metadata(
-    run: RunDirectory, checkpoint: CheckpointFiles
-) -> tuple[dict[str, Any] | None, str | None]:
-    name = run.cfg.metadata_filename
-    try:
-        return run.read_metadata(checkpoint.name), None
-    except FileNotFoundError:
-        return None, f"{name} is not there (yet)"
-    except OSError as error:
-        return None, f"{name} cannot be read: {error.strerror}"
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        return None, f"{name} is no JSON object: {error}"
+    def _read(self, checkpoint: CheckpointFiles) -> _Answer:
+        try:
+            return self._run.read_metadata(checkpoint.name), None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            return None, f"{self._run.cfg.metadata_filename} is no JSON object: {error}"
 
 
 def _records(run: RunDirectory, checkpoint: CheckpointFiles) -> tuple[int | None, str | None]:

@@ -268,3 +268,13 @@ def test_a_missing_extra_is_named_with_its_remedy(
     assert done.returncode == 1
     expected = f"aegir: {module} is not installed. Install it with: "
     assert done.stderr == f"{expected}pip install 'aegir-stream[{extra}]'\n"
+
+
+def test_a_damaged_manifest_does_not_hide_a_run(life: Life) -> None:
+    """`inspect` and `runs` show what the log holds without it."""
+    life.run.manifest_path.write_bytes(b"damaged")
+    inspected, listed = aegir("inspect", life.run.root), aegir("runs", life.run.root)
+
+    assert (inspected.returncode, listed.returncode) == (0, 0)
+    assert [json.loads(line)["records"] for line in inspected.stdout.splitlines()] == [3, 3]
+    assert json.loads(listed.stdout)["records_sealed"] == 3

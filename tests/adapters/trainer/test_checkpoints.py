@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from aegir_stream.config import P5Cfg
 from aegir_stream.errors import IdentityDriftError
 from aegir_stream.events import Note, Open, SAELogRecord
 from aegir_stream.layout import RunDirectory
+from aegir_stream.standing import run_state
 
 from .tiny import LAYERS, TOP_K, Recorded, TinySAE, grpo_trainer, model, saes
 
@@ -99,6 +101,20 @@ def test_a_checkpoint_waits_for_no_spill(tmp_path: Path) -> None:
     assert steps_of(run.snapshot("checkpoint-4")) == {3, 4}
 
 
+@pytest.mark.parametrize("durability", ["os", "checkpoint"])
+def test_a_run_can_ask_for_its_checkpoints_to_be_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: str
+) -> None:
+    """The option reaches the journal; without it nothing that grows is synced."""
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", synced.append)
+    trainer = grpo_trainer(tmp_path, **SAVING)
+    observe(trainer, sae=saes(), top_k=TOP_K, durability=durability)
+    trainer.train()
+
+    assert bool(synced) == (durability == "checkpoint")
+
+
 def test_a_resumed_run_continues_its_checkpoint(tmp_path: Path) -> None:
     """Steps after the checkpoint are set aside and run again; the log says what it continues."""
     first = grpo_trainer(tmp_path, **SAVING | {"max_steps": 3})
@@ -141,6 +157,25 @@ def test_where_something_was_loaded_from_is_no_drift() -> None:
     assert drift_between(here, there) == {}
     assert drift_between({"layers": [0]}, {"top_k": 4}) == {}
     assert set(drift_between(here, there | {"layers": [0, 1]})) == {"layers"}
+
+
+def test_the_best_score_goes_on_from_the_steps_that_are_kept(tmp_path: Path) -> None:
+    """Steps that are run again do not count; the manifest says how many there will be."""
+    first = grpo_trainer(tmp_path, **SAVING | {"max_steps": 2})
+    observe(first, sae=saes(), top_k=TOP_K)
+    first.train()
+    with RunDirectory.at(tmp_path).live("progress").open("a") as file:
+        file.write('{"iter": 1, "score": 70.0}\n{"iter": 3, "score": 90.0}\n')
+
+    second = grpo_trainer(tmp_path, **SAVING | {"max_steps": 3, "save_strategy": "no"})
+    observe(second, sae=saes(), top_k=TOP_K)
+    second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+    state = run_state(RunDirectory.at(tmp_path))
+    newest = Recorded(tmp_path).progress[-1]
+    assert (newest.iter, newest.best) == (3, 70.0)
+    assert (state.iteration, state.best, state.score) == (3, 70.0, newest.score)
+    assert (state.status, state.ending, state.total) == ("finished", "finished", 3)
 
 
 @pytest.mark.parametrize("allowed", [False, True])

@@ -162,7 +162,10 @@ async def test_a_run_that_has_not_begun_is_idle(run: Any, client: Any) -> None:
 
 
 async def test_a_finished_run_ends_the_stream_for_good(run: Any, client: Any) -> None:
-    """After the last record comes `closed`, the end, and 204 for a browser that connects again."""
+    """After the last record comes `closed`, the end, and 204 for a browser that connects again.
+
+    Who lost the connection behind the last record hears once more how the run ended.
+    """
     await run.step(1)
     async with client.open() as stream:
         await stream.until("source")
@@ -171,12 +174,16 @@ async def test_a_finished_run_ends_the_stream_for_good(run: Any, client: Any) ->
     last = [event.cursor for event in events if event.cursor][-1]
 
     again = await client.http.get(STREAM, headers={"last-event-id": last})
+    end = again.text.rpartition("id: ")[2].strip()
+    over = await client.http.get(STREAM, headers={"last-event-id": end})
     fresh = await client.http.get(STREAM)
 
     assert [event.data for event in events[:-1]] == run.lines
     assert events[-1].name == "closed"
     assert events[-1].body == {"status": "finished"}
-    assert again.status_code == 204
+    assert "event: closed" in again.text
+    assert 'data: {"step"' not in again.text
+    assert over.status_code == 204
     assert fresh.status_code == 200
 
 

@@ -8,6 +8,10 @@ import pytest
 from starlette.applications import Starlette
 
 from aegir_adapters.web import create_app
+from aegir_adapters.web.runs import CheckpointTable
+from aegir_stream.disk import Disk
+from aegir_stream.layout import RunDirectory
+from aegir_stream.system import System
 
 pytestmark = pytest.mark.anyio
 
@@ -97,3 +101,44 @@ async def test_a_directory_that_cannot_be_looked_at_is_an_answer(tmp_path: Path)
 
     assert table["count"] == 0
     assert table["reason"]
+
+
+async def test_a_checkpoint_is_not_opened_at_every_request(run: Any) -> None:
+    """Each sidecar is opened once, and a snapshot never while history holds it.
+
+    A file that is open at the moment its checkpoint is removed makes a network file system keep it.
+    """
+    await run.step(2)
+    await run.save(2)
+    inside = run.directory.root / "checkpoint-2"
+    opened: list[Path] = []
+
+    class Watched(System):
+        def open(self, path: Path, flags: int) -> int:
+            if path.is_relative_to(inside) and not path.is_dir():
+                opened.append(path)
+            return super().open(path, flags)
+
+    table = CheckpointTable(RunDirectory(run.directory.cfg, disk=Disk(Watched())))
+    first, once = table.read(), [*opened]
+
+    assert {*once} == {inside / "aegir_metadata.json"}
+    assert first.rows[0].n_sae_records == 6
+    assert [table.read(), table.read()] == [first, first]
+    assert opened == once
+    run.directory.write_metadata("checkpoint-2", {"run_id": "another"})
+    assert table.read().rows[0].metadata == {"run_id": "another"}
+    (inside / "aegir_metadata.json").unlink()
+    assert table.read().rows[0].reason == "aegir_metadata.json is not there (yet)"
+
+
+async def test_a_damaged_manifest_leaves_the_pages_as_they_are(run: Any) -> None:
+    """What only the manifest says is left out."""
+    await run.step(1)
+    run.directory.manifest_path.write_bytes(b'{"layers": [\xff')
+
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(create_app(run.directory.cfg)), base_url="http://localhost"
+    ) as http:
+        for page in ("", "live", "charts/light.json", "api/p5/runs"):
+            assert (await http.get(f"/{page}")).status_code == 200
