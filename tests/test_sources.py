@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -194,9 +195,17 @@ def sleeping_calls(tree: ast.AST) -> list[int]:
     ]
 
 
-@pytest.mark.parametrize(
-    "path", TESTS, ids=lambda path: path.relative_to(ROOT).as_posix()
-)
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_no_test_sleeps_to_wait(path: Path) -> None:
     """Tests wait for what they wait for; a clock of their own is moved, not waited on."""
     assert not sleeping_calls(parsed(path))
+
+
+def test_every_listed_breakage_can_be_made() -> None:
+    """Each line of `breakages.toml` stands once in its file, and its guard is there."""
+    listed = tomllib.loads((ROOT / "tests" / "breakages.toml").read_text("utf-8"))["breakage"]
+    for breakage in listed:
+        text = (ROOT / breakage["file"]).read_text("utf-8")
+        assert text.count(breakage["line"]) == 1, breakage
+        path, _, test = breakage["noticed_by"].partition("::")
+        assert f"def {test}" in (ROOT / path).read_text("utf-8"), breakage
