@@ -1,4 +1,4 @@
-"""`aegir serve`: the page, the API and the record stream of a run."""
+"""`aegir serve`: a run or all runs under a root, in a browser and as streams."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ DEFAULT_PORT = 8091
 def serve(
     *,
     run: Annotated[
-        Path | None, typer.Argument(help="The run directory; the same as --output-dir.")
+        Path | None,
+        typer.Argument(help="A run directory, or a root of many; the same as --output-dir."),
     ] = None,
     output_dir: Annotated[
-        Path, typer.Option(envvar=OUTPUT_DIR_VARIABLE, help="The run directory; it may come later.")
+        Path, typer.Option(envvar=OUTPUT_DIR_VARIABLE, help="The directory; it may come later.")
     ] = DEFAULT_RUN,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
@@ -41,9 +42,9 @@ def serve(
         ),
     ] = False,
 ) -> None:
-    """Serve a run: the page, the table of checkpoints, the record stream.
+    """Serve a run, or all runs under a root: live viewer, charts, record stream.
 
-    Example: aegir serve runs/demo-1 --port 8091
+    Example: aegir serve runs/demo-1 --port 8091, or all of them: aegir serve runs
 
     Then: curl -N http://127.0.0.1:8091/api/p5/sae/stream
     """

@@ -1,4 +1,4 @@
-"""The first page: its numbers as text, and the templates that show them. Pure."""
+"""What pages say as text, and the templates that show it. Pure."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from typing import Any
 
 import jinja2
 import msgspec
-
-from aegir_adapters.web.runs import RunTable
 
 __all__ = ["Status", "render"]
 
@@ -38,6 +36,6 @@ _templates = jinja2.Environment(
 )
 
 
-def render(template: str, *, status: Status, table: RunTable, **context: Any) -> str:
+def render(template: str, **context: Any) -> str:
     """Return the HTML of a template; every value is escaped."""
-    return _templates.get_template(template).render(status=status, table=table, **context)
+    return _templates.get_template(template).render(**context)

@@ -14,13 +14,16 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["ANY", "LOOPBACK", "Gatekeeper", "content_security_policy", "host_name"]
+__all__ = ["ANY", "LOOPBACK", "NEVER_STORED", "Gatekeeper", "content_security_policy", "host_name"]
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 """Names under which a browser on the same machine asks."""
 
 ANY = "*"
 """Stands for every host, for servers that check it before us."""
+
+NEVER_STORED = {"cache-control": "no-store"}
+"""Header of what is true at the moment only."""
 
 _HEADERS = {
     "x-content-type-options": "nosniff",

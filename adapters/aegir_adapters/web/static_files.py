@@ -12,7 +12,7 @@ from aegir_adapters.web.plots import bokehjs_path
 
 __all__ = ["static_routes"]
 
-_KINDS = {"page.css": "text/css", "page.js": "text/javascript"}
+_KINDS = {"page.css": "text/css", "page.js": "text/javascript", "viewer.js": "text/javascript"}
 _FOREVER = "public, max-age=31536000, immutable"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from aegir_adapters.web.amounts import age
 from aegir_adapters.web.page import Status
 from aegir_stream import codec
 from aegir_stream.errors import MalformedEventError
@@ -76,7 +77,7 @@ def _facts(last: GRPOMetrics, *, now: float) -> tuple[tuple[str, str], ...]:
         "Records per step": _number(last.records),
         "Dropped": _number(last.dropped),
         "Capture share": None if share is None else f"{share:.1%}",
-        "Last step": f"{_age(now - last.ts)} ago",
+        "Last step": age(now - last.ts),
     }
     return tuple((term, value) for term, value in facts.items() if value is not None)
 
@@ -85,10 +86,3 @@ def _number(value: float | None) -> str | None:
     if value is None:
         return None
     return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
-
-
-def _age(seconds: float) -> str:
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds // size:.0f} {unit}"
-    return f"{max(0.0, seconds):.0f} s"

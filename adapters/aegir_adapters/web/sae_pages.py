@@ -1,0 +1,150 @@
+"""The charts of one run, its checkpoints and its record stream: the routes of a single run."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
+
+import anyio.to_thread
+import msgspec
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from aegir_adapters.web import page
+from aegir_adapters.web.live import Live
+from aegir_adapters.web.overview import OverviewFeed
+from aegir_adapters.web.plots import BOKEH_VERSION, Scheme, overview_item
+from aegir_adapters.web.record_stream import RecordStream
+from aegir_adapters.web.response import Pace
+from aegir_adapters.web.runs import CheckpointTable
+from aegir_adapters.web.security import NEVER_STORED, content_security_policy
+from aegir_adapters.web.static_files import static_routes
+from aegir_adapters.web.status import read_status
+from aegir_adapters.web.stopping import Stopping
+from aegir_stream.layout import RunDirectory
+from aegir_stream.manifest import look_at_manifest
+from aegir_stream.typing import Clock
+
+__all__ = ["LookLive", "SAEPages", "SeenLive"]
+
+_OVERVIEW_URL = "api/view/overview/stream"
+
+Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
+
+
+class SeenLive(msgspec.Struct, frozen=True):
+    """What the first page of a run takes over from its live viewer.
+
+    Attributes:
+        address: where that is, relative to the first page.
+        live: where the run stands.
+    """
+
+    address: str
+    live: Live
+
+
+LookLive: TypeAlias = Callable[[], Awaitable[SeenLive | None]]
+"""Returns what the live viewer of the run shows, if there is one."""
+
+
+class SAEPages:
+    """What a browser is told of one run beside its live viewer.
+
+    Args:
+        run: the run directory; it need not exist yet.
+        clock: tells how old things are.
+        stopping: ends open streams.
+        pace: heartbeat and patience of the streams.
+        look_live: tells of the live viewer of the run.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        *,
+        clock: Clock,
+        stopping: Stopping,
+        pace: Pace,
+        look_live: LookLive,
+    ) -> None:
+        self._run = run
+        self._table = CheckpointTable(run)
+        self._feed = OverviewFeed(run, stopping=stopping, pace=pace)
+        self._records = RecordStream(run, stopping=stopping, pace=pace)
+        self._clock = clock
+        self._look_live = look_live
+
+    def routes(self, first: Endpoint | None = None) -> list[BaseRoute]:
+        """Return the routes.
+
+        Args:
+            first: answers for the first page in our place.
+        """
+        return [
+            Route("/", first or self.first),
+            Route("/live", self._live),
+            Route("/charts/{scheme}.json", self._charts),
+            Route("/api/p5/runs", self._checkpoints),
+            Route("/api/p5/sae/stream", self._records.answer),
+            Route(f"/{_OVERVIEW_URL}", self._feed.answer),
+            *static_routes(),
+        ]
+
+    async def first(self, request: Request) -> Response:
+        """Answer with the first page."""
+        nonce = secrets.token_urlsafe(16)
+        html = await self._render(
+            "page.html",
+            nonce=nonce,
+            bokeh_version=BOKEH_VERSION,
+            base_url=str(request.url.replace(query="")),
+        )
+        policy = {"content-security-policy": content_security_policy(nonce)}
+        return HTMLResponse(html, headers=NEVER_STORED | policy)
+
+    async def _live(self, _: Request) -> Response:
+        return HTMLResponse(await self._render("live.html"), headers=NEVER_STORED)
+
+    async def _charts(self, request: Request) -> Response:
+        scheme: Scheme = "dark" if request.path_params["scheme"] == "dark" else "light"
+        item = overview_item(
+            self._feed.newest,
+            scheme=scheme,
+            data_url=_OVERVIEW_URL,
+            layers=await anyio.to_thread.run_sync(_hooked_layers, self._run),
+        )
+        return JSONResponse(item, headers=NEVER_STORED)
+
+    async def _checkpoints(self, _: Request) -> Response:
+        table = await anyio.to_thread.run_sync(self._table.read)
+        body = msgspec.json.encode(table)
+        return Response(body, media_type="application/json", headers=NEVER_STORED)
+
+    async def _render(self, template: str, **context: str) -> str:
+        status = await anyio.to_thread.run_sync(self._status)
+        table = await anyio.to_thread.run_sync(self._table.read)
+        seen = await self._look_live()
+        if seen and seen.live.iteration is not None and status.badge == "starting":
+            # A job that is no trainer writes no metrics, and has long begun.
+            status = msgspec.structs.replace(status, badge=seen.live.badge)
+        return page.render(
+            template,
+            status=status,
+            table=table,
+            viewer_address=seen.address if seen else None,
+            **context,
+        )
+
+    def _status(self) -> page.Status:
+        return read_status(self._run, now=self._clock.time())
+
+
+def _hooked_layers(run: RunDirectory) -> list[int]:
+    """Return the layers that the manifest names; none where it does not say."""
+    try:
+        return msgspec.convert(look_at_manifest(run).get("layers", []), list[int])
+    except msgspec.ValidationError:
+        return []
