@@ -26,7 +26,6 @@ from aegir_stream.typing import Clock
 __all__ = ["Catalog", "Setup"]
 
 _SPARK_POINTS = 60
-_CHART_POINTS = 1_000
 _HEAD_BYTES = 4096
 _DIGITS = re.compile(r"(\d+)")
 
@@ -76,7 +75,7 @@ class Catalog:
         self._top = _Place(RunDirectory(cfg, disk=disk), clock=self._clock)
         self._costs = costs
         self._points = points
-        self._watches: dict[tuple[str, int], RunWatch] = {}
+        self._watches: dict[str, RunWatch] = {}
 
     def setups(self) -> list[Setup]:
         """Return what is there now, in the order of the labels.
@@ -91,7 +90,7 @@ class Catalog:
             found = ((name, self._runs_in(place)) for name, place in self._top.below())
             setups = [Setup(name, runs) for name, runs in found if runs]
         there = {run.cfg.output_dir for setup in setups for run in setup.runs}
-        self._watches = {key: w for key, w in self._watches.items() if key[0] in there}
+        self._watches = {key: w for key, w in self._watches.items() if key in there}
         return setups
 
     def find(self, label: str, index: int) -> RunDirectory | None:
@@ -110,14 +109,12 @@ class Catalog:
 
     def standing(self, run: RunDirectory) -> RunStanding:
         """Return where a run stands, with the short curve of an overview."""
-        return self.watch(run, points=self._points).look()
-
-    def watch(self, run: RunDirectory, *, points: int = _CHART_POINTS) -> RunWatch:
-        """Return the watch of a run, kept between calls, so that each looks at what is new only."""
-        key = (run.cfg.output_dir, points)
+        key = run.cfg.output_dir
         if key not in self._watches:
-            self._watches[key] = RunWatch(run, clock=self._clock, costs=self._costs, points=points)
-        return self._watches[key]
+            self._watches[key] = RunWatch(
+                run, clock=self._clock, costs=self._costs, points=self._points
+            )
+        return self._watches[key].look()
 
     @property
     def _root_label(self) -> str:

@@ -311,7 +311,7 @@ class Heartbeat(Struct, frozen=True, kw_only=True):
     """Nothing happened for a while; the connection is alive."""
 
 
-class Corrupt(Struct, frozen=True, kw_only=True):
+class Corrupt(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Bytes that are no record were skipped; reading goes on behind them.
 
     Lines that were found in a row are told together, with what is wrong with the first; `lines`

@@ -171,7 +171,8 @@ class RunWatch:
         what was seen to happen happened then.
         """
         quiet = [abs(now - written) for written in self._traces.written_at()]
-        if self._seen_s is not None:
+        # That a run was removed is no sign of life.
+        if quiet and self._seen_s is not None:
             quiet.append(self._clock.monotonic() - self._seen_s)
         return min(quiet, default=None)
 

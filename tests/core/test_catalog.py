@@ -148,8 +148,6 @@ def test_a_standing_is_kept_while_nothing_changes(tmp_path: Path) -> None:
     assert (first.status, first.best, len(first.curve) <= 10) == ("finished", 199.0, True)
     assert catalog.standing(one) is first
     assert catalog.standing(two).iteration == 0
-    assert len(catalog.watch(one).look().curve) == 200
-    assert catalog.watch(one) is catalog.watch(one)
 
 
 def test_a_run_that_is_gone_is_forgotten(tmp_path: Path) -> None:

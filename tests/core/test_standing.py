@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -409,3 +410,16 @@ def test_a_look_at_nothing_new_returns_the_same(run: RunDirectory) -> None:
 def test_this_host_is_named_as_the_manifest_names_it() -> None:
     """Evidence of a process is evidence on the host that asks."""
     assert this_process().host == socket.gethostname()
+
+
+def test_a_run_that_is_removed_is_not_alive(tmp_path: Path) -> None:
+    """Its removal is seen, and is no sign of life."""
+    run = RunDirectory.at(tmp_path / "run")
+    run.root.mkdir()
+    run.live("progress").write_text('{"iter":1,"score":0.5}\n')
+    watch = RunWatch(run)
+    assert watch.look().status == "active"
+    shutil.rmtree(run.root)
+
+    assert watch.look().status == "stalled"
+    assert watch.look().iteration is None

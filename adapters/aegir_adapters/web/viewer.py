@@ -28,7 +28,7 @@ from aegir_stream.layout import RunDirectory
 from aegir_stream.standing import RunStanding
 from aegir_stream.typing import Clock
 
-__all__ = ["Viewer", "not_found", "run_address"]
+__all__ = ["MakeSAEPages", "Row", "Viewer", "not_found", "run_address"]
 
 _RUN = "/setup/{label}/run/{idx}"
 _MOST_SAE_PAGES = 64

@@ -5,6 +5,7 @@ import math
 import os
 import re
 import shutil
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -573,3 +574,19 @@ def test_watches_are_few(
 
     assert kept.of(runs[0]) is a
     assert kept.of(runs[1]) is not b
+
+
+async def test_the_example_is_shown_like_any_other_job(root: Path) -> None:
+    """The optimiser of the documentation, which knows nothing of trainers, has its viewer."""
+    example = Path(__file__).parents[3] / "docs" / "examples" / "optimise.py"
+    run = root / "hill" / "first"
+    await anyio.run_process([sys.executable, str(example), str(run), "30", "0"])
+    async with asking(create_app(root)) as http:
+        page = await http.get("/setup/hill/run/0")
+        live = (await http.get("/setup/hill/run/0/live.json")).json()
+
+    assert page.status_code == 200
+    assert "finished" in page.text
+    assert (live["active"], live["iteration"], live["calls"]) == (False, 29, 30)
+    assert 0 < live["best"] <= 1
+    assert live["chart"].startswith("<svg")
