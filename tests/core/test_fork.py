@@ -20,7 +20,7 @@ def test_a_child_forked_while_a_lock_is_held_does_not_hang() -> None:
         "recorder = Recorder(MemorySink())\n"
         "held, done = threading.Event(), threading.Event()\n"
         "def hold():\n"
-        "    with recorder._lock, recorder._backlog._changed:\n"
+        "    with recorder._lock, recorder._account._lock, recorder._backlog._changed:\n"
         "        held.set()\n"
         "        done.wait()\n"
         "threading.Thread(target=hold).start()\n"
