@@ -13,6 +13,9 @@ from aegir_stream.system import Status
 
 __all__ = ["Traces"]
 
+_TICK_S = 0.1
+"""A file is stamped with the kernel's last tick, which may lie before a time read from the clock."""
+
 
 class Traces:
     """Traces of a run's writers, looked at again only where something changed. Never fails.
@@ -115,7 +118,7 @@ class Traces:
 
     def _closed_since_start(self) -> bool:
         started, tail = self.newest.started_at, self._tail_status
-        return started is None or (tail is not None and tail.modified_ns / 1e9 >= started)
+        return started is None or (tail is not None and tail.modified_ns / 1e9 >= started - _TICK_S)
 
     def _status(self, path: Path) -> Status | None:
         try:
