@@ -14,7 +14,7 @@ from aegir_stream.system import Status
 __all__ = ["Traces"]
 
 _TICK_S = 0.1
-"""A file is stamped with the kernel's last tick, which may lie before a time read from the clock."""
+"""Files are stamped with the last tick, which may lie before a time read from the clock."""
 
 
 class Traces:
