@@ -6,12 +6,12 @@ Nothing in it is needed for reading the log, and its loss is no reason not to wr
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import os
 from typing import Any
 
 import msgspec
 
-from aegir_stream.events import Open
+from aegir_stream.events import SCHEMA, Open
 from aegir_stream.layout import STREAMS, RunDirectory
 from aegir_stream.lineage import read_header
 
@@ -20,11 +20,15 @@ __all__ = ["ensure_manifest", "look_at_manifest"]
 _DAMAGED = (msgspec.MsgspecError, UnicodeDecodeError)
 
 
-def ensure_manifest(run: RunDirectory, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what `aegir_run.json` says, or write it: `manifest`, under the log's own identity.
+def ensure_manifest(run: RunDirectory, *, created_at: float) -> dict[str, Any]:
+    """Return what `aegir_run.json` says, or write one that lists no attempt, and return that.
 
-    That is what the newest segment says, so that readers know the log again. A damaged manifest is
-    kept beside the new one, as `aegir_run.json.damaged-1` and so on.
+    It bears the identity that the newest segment names, so that readers know the log again. A
+    damaged manifest is kept beside the new one, as `aegir_run.json.damaged-1` and so on.
+
+    Args:
+        run: the run directory.
+        created_at: wall-clock seconds since the epoch, for a new one.
 
     Raises:
         OSError: it cannot be read or written.
@@ -37,8 +41,9 @@ def ensure_manifest(run: RunDirectory, manifest: Mapping[str, Any]) -> dict[str,
     if there.get("run_id"):
         return there
     known = _newest_opening(run)
-    log = known.log if known else manifest["run_id"]
-    new = {**manifest, **there, "run_id": log}
+    log = known.log if known else os.urandom(6).hex()
+    blank = {"run_id": log, "schema": SCHEMA, "created_at": created_at, "attempts": []}
+    new = {**blank, **there, "run_id": log}
     if there:
         run.write_manifest(new)
     return run.ensure_manifest(new)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from aegir_stream.clock import SystemClock
 from aegir_stream.durability import Durability, Medium, SyncFailure
 from aegir_stream.errors import SinkClosedError, UnreadableRunError
-from aegir_stream.events import SCHEMA, Gap, Note
+from aegir_stream.events import Gap, Note
 from aegir_stream.feeds import Feed
 from aegir_stream.layout import STREAMS, RunDirectory
 from aegir_stream.manifest import ensure_manifest
@@ -249,13 +248,7 @@ class JournalSink:
         )
 
     def _manifest(self) -> dict[str, Any]:
-        new = {
-            "run_id": os.urandom(6).hex(),
-            "schema": SCHEMA,
-            "created_at": self._clock.time(),
-            "attempts": [],
-        }
-        return ensure_manifest(self._run, new)
+        return ensure_manifest(self._run, created_at=self._clock.time())
 
     def _new_launch(self, attempt: int) -> Launch:
         from aegir_stream.launches import Launch  # noqa: PLC0415 - only who records needs it

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from typing import Any
 
 from aegir_stream.clock import SystemClock
 from aegir_stream.durability import Medium
 from aegir_stream.errors import OptionError, SinkClosedError
-from aegir_stream.events import SCHEMA, Gap, Note
+from aegir_stream.events import Gap, Note
 from aegir_stream.feeds import Feed
 from aegir_stream.launches import Launch
 from aegir_stream.layout import RunDirectory
@@ -120,10 +119,4 @@ class ProgressSink:
         return self._feed
 
     def _manifest(self) -> dict[str, Any]:
-        new = {
-            "run_id": os.urandom(6).hex(),
-            "schema": SCHEMA,
-            "created_at": self._clock.time(),
-            "attempts": [],
-        }
-        return ensure_manifest(self._run, new)
+        return ensure_manifest(self._run, created_at=self._clock.time())
