@@ -48,14 +48,16 @@ class Backlog:
         self._overflow = overflow
         self._block_s = block_s
         self._items: deque[EventBatch | Command] = deque()
-        self._changed = threading.Condition()
+        # `with` a condition is Python code, in which Ctrl-C would leave the lock taken for ever.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self.size_bytes = 0
         self.closed = False
         in_forked_child(self, Backlog._abandon)
 
     def offer(self, batch: EventBatch) -> list[EventBatch]:
         """Queue a batch; return what was refused for it: the batch itself, or older ones."""
-        with self._changed:
+        with self._lock:
             refused = self._make_room(batch)
             # Waiting for room gives up the lock, so the backlog may have been closed meanwhile.
             if self.closed or not self._fits(batch):
@@ -68,7 +70,7 @@ class Backlog:
 
     def command(self, command: Command) -> bool:
         """Queue a command; `False` if the last one was queued before."""
-        with self._changed:
+        with self._lock:
             if self.closed:
                 return False
             self.closed = command.last
@@ -78,7 +80,7 @@ class Backlog:
 
     def take(self) -> EventBatch | Command | None:
         """Return the oldest item, taken out; `None` if there is none."""
-        with self._changed:
+        with self._lock:
             if not self._items:
                 return None
             item = self._items.popleft()
@@ -89,7 +91,7 @@ class Backlog:
 
     def close(self) -> list[Command]:
         """Refuse everything from now on; return the commands that were waiting, taken out."""
-        with self._changed:
+        with self._lock:
             self.closed = True
             waiting = [item for item in self._items if isinstance(item, Command)]
             self._items = deque(item for item in self._items if not isinstance(item, Command))
@@ -98,7 +100,8 @@ class Backlog:
 
     def _abandon(self) -> None:
         """Close and empty it: a child has no thread to write, and the lock may be held for ever."""
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._items = deque()
         self.size_bytes = 0
         self.closed = True

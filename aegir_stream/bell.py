@@ -27,11 +27,12 @@ class Bell:
 
     def ring(self) -> None:
         """Wake whoever waits, now or next. Never waits."""
-        # Waking costs a system call and hands the interpreter over: once is enough.
+        # Waking costs a system call and hands the interpreter over: once is enough. What is noted
+        # last is true even if Ctrl-C ends this half-way.
         with self._lock:
             if not self._rung:
-                self._rung = True
                 self._wake()
+                self._rung = True
 
     @contextlib.contextmanager
     def heard(self) -> Iterator[asyncio.Event]:
@@ -54,7 +55,8 @@ class Bell:
             async with asyncio.timeout(timeout_s):
                 await awake.wait()
         awake.clear()
-        self._rung = False
+        with self._lock:
+            self._rung = False
 
     def silence(self) -> None:
         """Make a forked child's copy harmless: the parent's locks may be held there for ever."""

@@ -191,7 +191,8 @@ class Recorder:
                 finally:
                     if self._thread.ident is None:
                         self._thread = None
-        return self._thread is not None and self._thread.is_alive()
+        # `Thread.is_alive` would take a thread for ended if Ctrl-C came while it looks.
+        return not self._died
 
     def _wake_up(self) -> None:
         self._bell.ring()
@@ -201,6 +202,9 @@ class Recorder:
     def _run(self) -> None:
         import asyncio  # noqa: PLC0415 - 40 modules that only a recording process needs
 
+        with self._lock:
+            if threading.current_thread() is not self._thread:
+                return  # Ctrl-C came while it was started: the next batch starts another.
         finished = False
         try:
             # Debug mode would log every disk write that takes longer than 100 ms.

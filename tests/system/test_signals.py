@@ -93,6 +93,61 @@ def test_a_handler_that_emits_while_the_thread_starts_starts_no_second_one(
     assert len(sink.appends) == 2
 
 
+class OwnedSink(MemorySink):
+    """A sink that knows which threads have used it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.owners: set[int] = set()
+
+    async def write(self, append: Append) -> None:
+        """Keep an append, and who brought it."""
+        self.owners.add(threading.get_ident())
+        await super().write(append)
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_an_interrupt_anywhere_in_emit_leaves_a_recorder_that_works(before: int) -> None:
+    """Ctrl-C in a notebook ends a cell, not the recording: what is emitted next is written."""
+    interrupted = True
+    place = 0
+    while interrupted:
+        recorder = Recorder(sink := OwnedSink())
+        for _ in range(before):
+            recorder.emit(batch(0))
+            assert recorder.flush()
+        interrupted = emit_interrupted(recorder, place)
+        recorder.emit(batch(2))
+
+        assert recorder.flush(timeout_s=PATIENCE_S), f"stuck after an interrupt at place {place}"
+        assert recorder.statistics().queued_bytes == 0
+        assert recorder.close(timeout_s=PATIENCE_S)
+        assert len(sink.appends) - before in ({1, 2} if interrupted else {2})
+        assert len(sink.owners) == 1
+        place += 1
+    assert place > 10
+
+
+def emit_interrupted(recorder: Recorder, place: int) -> bool:
+    """Emit; raise `KeyboardInterrupt` where the interpreter looks for signals the n-th time."""
+    looks = itertools.count()
+
+    def interrupt(_frame: object, event: str, _argument: object) -> None:
+        # Signals are looked for when a function begins, and after a call of a built-in one.
+        if event in {"call", "c_return"} and next(looks) == place:
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    sys.setprofile(interrupt)
+    try:
+        recorder.emit(batch(1))
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.setprofile(None)
+    return False
+
+
 def stopped_by(number: int, run: RunDirectory) -> tuple[int, int]:
     """Send a signal to a process that records; return its exit code and how much was flushed."""
     program = command(record_for_ever, run.root)
