@@ -127,9 +127,9 @@ def check_file(file: LogFile, content: Content, total: Tally) -> Iterator[Damage
 
 
 def _check_trailed(file: LogFile, content: Content, total: Tally) -> Iterator[Damage]:
-    whole, last = True, None
+    whole, last, end = True, None, 0
     for span in spans(content, growing=file.growing, total=total):
-        last = span.control
+        last, end = span.control, span.end
         if span.reason and is_left_by_a_kill(span, file):
             yield from _interrupted(file, content, span)
         elif span.reason:
@@ -143,6 +143,10 @@ def _check_trailed(file: LogFile, content: Content, total: Tally) -> Iterator[Da
     if file.sealed and whole and not isinstance(last, Seal):
         reason = "the seal is missing: the file was cut off"
         yield _damage(content, content.size, content.size, reason)
+    if file.growing:
+        # Lines behind the last trailer may still get theirs, but no line becomes a record.
+        behind = remnants(file, content, start=end, end=content.size)
+        yield from (_broken(content, each) for each in behind if each.state == "damaged")
 
 
 def _check_plain(file: LogFile, content: Content, total: Tally) -> Iterator[Damage]:

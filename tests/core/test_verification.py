@@ -52,6 +52,17 @@ def test_what_kills_leave_behind_is_no_damage(script: list[tuple[str, int]]) -> 
         assert checked.files == len(files)
 
 
+def test_a_record_that_swallowed_the_newest_checksum_is_damage(life: Life) -> None:
+    """Behind the last checksum of a live tail, too, a whole line that is no record is found."""
+    path = life.run.live("sae_features")
+    content = path.read_bytes()
+    newest = content.rfind(b"\n", 0, -1)
+    path.write_bytes(content[:newest] + b"\x0b" + content[newest + 1 :])
+
+    (found,) = wrong(life.run)
+    assert found.offset + found.length == len(content)
+
+
 @settings(max_examples=120)
 @given(deeds, st.integers(0, 20), st.floats(0, 1, exclude_max=True), st.integers(0, 7))
 def test_every_flipped_bit_in_a_record_or_its_checksum_is_found(
