@@ -9,10 +9,16 @@ from collections.abc import Mapping
 
 import msgspec
 
-__all__ = ["OUTPUT_DIR_VARIABLE", "P5Cfg"]
+__all__ = ["DEFAULT_PORT", "OUTPUT_DIR_VARIABLE", "PORT_VARIABLE", "P5Cfg"]
 
 OUTPUT_DIR_VARIABLE = "AEGIR_P5_OUTPUT_DIR"
 """Environment variable that overrides `P5Cfg.output_dir`."""
+
+DEFAULT_PORT = 8091
+"""Where the gateway listens."""
+
+PORT_VARIABLE = "AEGIR_GATEWAY_PORT"
+"""Environment variable that overrides it."""
 
 
 class P5Cfg(msgspec.Struct, frozen=True, kw_only=True):

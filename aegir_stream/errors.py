@@ -95,6 +95,10 @@ class IdentityDriftError(AegirError, ValueError):
     """A resumed run differs from what it was recorded with."""
 
 
+class RefusedError(AegirError, PermissionError):
+    """A resource belongs to the primary checkout, and this is a secondary one."""
+
+
 class PortInUseError(AegirError, OSError):
     """Another process listens on the port."""
 

@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 MANIFEST = "aegir_run.json"
+LEASE = "aegir_lease.jsonl"
 HISTORY = "history"
 
 ABANDONED = "abandoned"
@@ -132,6 +133,11 @@ class RunDirectory:
     def manifest_path(self) -> Path:
         """Path of `aegir_run.json`."""
         return self.root / MANIFEST
+
+    @property
+    def lease_path(self) -> Path:
+        """Path of `aegir_lease.jsonl`, whose lock the trainer of the run holds."""
+        return self.root / LEASE
 
     @property
     def history_path(self) -> Path:

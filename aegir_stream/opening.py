@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 
-from aegir_stream.disk import AppendHandle
+from aegir_stream.disk import AppendHandle, Disk
 from aegir_stream.events import SCHEMA, Open
 from aegir_stream.layout import STREAMS, RunDirectory
 from aegir_stream.tail import end_of_last_line
@@ -19,6 +20,7 @@ __all__ = [
     "closed_on_error",
     "end_torn_line",
     "hold",
+    "hold_file",
     "step_of",
 ]
 
@@ -62,17 +64,21 @@ class Authorship(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def hold(run: RunDirectory, *, stream: str, lane: str) -> AppendHandle | None:
-    """Open a lane's live file, made if it is missing; `None` if another process writes it.
+    """Open a lane's live file, made if it is missing; `None` if another process writes it."""
+    return hold_file(run.disk, run.live(stream, lane))
+
+
+def hold_file(disk: Disk, path: Path) -> AppendHandle | None:
+    """Open a file for appending and take its lock, made if it is missing; `None` if that is taken.
 
     The file that is locked is the one that stands at the path: a writer that sealed it between our
     opening and our locking has moved on to another.
     """
-    path = run.live(stream, lane)
     while True:
-        handle = run.disk.append(path)
+        handle = disk.append(path)
         with closed_on_error(handle):
             locked = handle.lock()
-            if locked and _stands(run, handle):
+            if locked and _stands(disk, handle):
                 return handle
         handle.close()
         if not locked:
@@ -121,9 +127,9 @@ def step_of(checkpoint: str | None) -> int | None:
     return int(digits) if digits.isdigit() else None
 
 
-def _stands(run: RunDirectory, handle: AppendHandle) -> bool:
+def _stands(disk: Disk, handle: AppendHandle) -> bool:
     """Tell whether an open file is still what its path names."""
     try:
-        return run.disk.read(handle.path, offset=0, size=0).inode == handle.inode()
+        return disk.read(handle.path, offset=0, size=0).inode == handle.inode()
     except FileNotFoundError:
         return False

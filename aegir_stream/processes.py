@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from pathlib import Path
 
 import msgspec
 
-__all__ = ["Process", "is_alive", "this_process"]
+__all__ = ["Process", "descends_from", "is_alive", "started_at", "this_process"]
 
 _PROC = Path("/proc")
 _STATE_FIELD = 2
+_PARENT_FIELD = 3
 _START_FIELD = 21
 """Index of `starttime` in the fields of `/proc/PID/stat` (proc(5) counts from 1)."""
 
@@ -63,6 +65,39 @@ def is_alive(process: Process) -> bool | None:
     if started is None or process.started is None:
         return None
     return started == process.started
+
+
+def descends_from(process: Process) -> bool:
+    """Tell whether the process that asks is this one, or was started by it or below it.
+
+    `False` where that cannot be told.
+    """
+    if (process.host, process.namespace) != (os.uname().nodename, _namespace(os.getpid())):
+        return False
+    pid = os.getpid()
+    while pid != process.pid and (fields := _fields(pid)):
+        pid = int(fields[_PARENT_FIELD])
+    return pid == process.pid and _started(_fields(pid)) == process.started
+
+
+def started_at(pid: int) -> float | None:
+    """Return when the process that has a number started, in seconds since the epoch.
+
+    Good to a second; `None` where it cannot be told, or there is no such process.
+    """
+    fields, booted = _fields(pid), _booted_at()
+    if not fields or booted is None:
+        return None
+    return booted + int(fields[_START_FIELD]) / os.sysconf("SC_CLK_TCK")
+
+
+def _booted_at() -> float | None:
+    try:
+        stat = (_PROC / "stat").read_text()
+    except OSError:
+        return None
+    found = re.search(r"^btime (\d+)$", stat, re.MULTILINE)
+    return float(found[1]) if found else None
 
 
 def _is_there(pid: int) -> bool:
