@@ -80,8 +80,8 @@ $(VENV)/.torch: constraints.txt
 	@touch $@
 
 $(VENV)/.demo: pyproject.toml constraints.txt $(VENV)/.torch
-	@echo 'Installing aegir-stream[demo] into $(VENV) (once; a minute or two)'
-	@$(VENV)/bin/python $(INSTALL) --editable '.[demo]'
+	@echo 'Installing aegir-stream[demo,ui] into $(VENV) (once; a minute or two)'
+	@$(VENV)/bin/python $(INSTALL) --editable '.[demo,ui]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.torch

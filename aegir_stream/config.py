@@ -9,7 +9,14 @@ from collections.abc import Mapping
 
 import msgspec
 
-__all__ = ["DEFAULT_PORT", "OUTPUT_DIR_VARIABLE", "PORT_VARIABLE", "P5Cfg"]
+__all__ = [
+    "DEFAULT_GATEWAY_URL",
+    "DEFAULT_PORT",
+    "GATEWAY_URL_VARIABLE",
+    "OUTPUT_DIR_VARIABLE",
+    "PORT_VARIABLE",
+    "P5Cfg",
+]
 
 OUTPUT_DIR_VARIABLE = "AEGIR_P5_OUTPUT_DIR"
 """Environment variable that overrides `P5Cfg.output_dir`."""
@@ -18,6 +25,12 @@ DEFAULT_PORT = 8091
 """Where the gateway listens."""
 
 PORT_VARIABLE = "AEGIR_GATEWAY_PORT"
+"""Environment variable that overrides it."""
+
+DEFAULT_GATEWAY_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
+"""Where the pages of another checkout find the gateway."""
+
+GATEWAY_URL_VARIABLE = "AEGIR_GATEWAY_URL"
 """Environment variable that overrides it."""
 
 

@@ -91,11 +91,18 @@ class Lease:
         self._handle = handle
 
     @classmethod
-    def take(cls, run: RunDirectory, *, clock: Clock | None = None) -> Lease:
+    def take(
+        cls,
+        run: RunDirectory,
+        *,
+        variable: str = OUTPUT_DIR_VARIABLE,
+        clock: Clock | None = None,
+    ) -> Lease:
         """Take the lease of a run directory, which is made if it is missing.
 
         Args:
             run: the run directory.
+            variable: the environment variable that names another one, for the error.
             clock: tells since when it is held; the system's if absent.
 
         Raises:
@@ -109,14 +116,14 @@ class Lease:
         except (PermissionError, NotADirectoryError, FileExistsError) as error:
             raise UnreadableRunError(
                 f"The output directory `{run.root}` cannot be written: {error.strerror}",
-                hint=f"Name another one with --output-dir or {OUTPUT_DIR_VARIABLE}",
+                hint=f"Choose another one: {variable}=DIR",
             ) from error
         if handle is None:
-            _require_ours(run, _last_holder(run))
+            _require_ours(run, _last_holder(run), variable)
             return cls(None)
         with closed_on_error(handle):
             if _is_recorded(run):
-                _require_ours(run, _recording_holder(run))
+                _require_ours(run, _recording_holder(run), variable)
             end_torn_line(handle)
             handle.write(msgspec.json.encode(_ourselves(clock or SystemClock())) + b"\n")
         return cls(handle)
@@ -155,7 +162,7 @@ def lease_of(run: RunDirectory) -> Holding:
     return Holding(held=False, holder=_last_holder(run))
 
 
-def _require_ours(run: RunDirectory, holder: Holder | None) -> None:
+def _require_ours(run: RunDirectory, holder: Holder | None, variable: str) -> None:
     """Return if the holder is this process or one above it.
 
     Raises:
@@ -165,7 +172,7 @@ def _require_ours(run: RunDirectory, holder: Holder | None) -> None:
         return
     raise LeaseHeldError(
         f"The output directory `{run.root}` is in use by {holder or 'another process'}",
-        hint=f"Wait until it has ended, or choose another directory: {OUTPUT_DIR_VARIABLE}=DIR",
+        hint=f"Wait until it has ended, or choose another directory: {variable}=DIR",
         holder=holder,
     )
 

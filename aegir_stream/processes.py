@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-__all__ = ["Process", "descends_from", "is_alive", "started_at", "this_process"]
+__all__ = ["Process", "descends_from", "is_alive", "process_of", "started_at", "this_process"]
 
 _PROC = Path("/proc")
 _STATE_FIELD = 2
@@ -38,12 +38,16 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
 
 def this_process() -> Process:
     """Return the process that asks."""
-    pid = os.getpid()
+    return process_of(os.getpid())
+
+
+def process_of(pid: int) -> Process:
+    """Return the process that has a number here and now; `started` is `None` if none has it."""
     return Process(
         host=os.uname().nodename,
         pid=pid,
         started=_started(_fields(pid)),
-        namespace=_namespace(pid),
+        namespace=_namespace(os.getpid()),
     )
 
 

@@ -46,7 +46,8 @@ def is_noticed(breakage: dict[str, str], copy: Path) -> bool:
     if whole.count(breakage["line"]) != 1:
         raise SystemExit(f"{breakage['file']} does not hold exactly one {breakage['line']!r}")
     broken = whole.replace(breakage["line"], breakage["becomes"])
-    compile(broken, str(path), "exec")  # a file that is no Python would be noticed by anything
+    if path.suffix == ".py":
+        compile(broken, str(path), "exec")  # a file that is no Python would be noticed by anything
     path.write_text(broken, "utf-8")
     try:
         done = run_tests(copy, [breakage["noticed_by"]])

@@ -3,11 +3,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 from msgspec.structs import replace
 
-from aegir_stream.processes import Process, is_alive, this_process
+from aegir_stream.processes import Process, is_alive, process_of, started_at, this_process
 
 
 def test_this_process_is_alive() -> None:
@@ -25,6 +26,22 @@ def test_a_process_that_has_ended_is_proven_dead() -> None:
         assert is_alive(one) is False
         child.wait()
         assert is_alive(one) is False
+
+
+def test_a_process_is_known_by_its_number() -> None:
+    """As long as it is there: which process it is, and when it started, to a second."""
+    before = time.time()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        known, started = process_of(child.pid), started_at(child.pid)
+        assert is_alive(known) is True
+        assert known.started != this_process().started
+        # The kernel tells the time of the boot in whole seconds.
+        assert started is not None
+        assert before - 1.1 <= started <= time.time() + 0.1
+        child.communicate()
+    assert is_alive(known) is False
+    assert process_of(child.pid).started is None
+    assert started_at(child.pid) is None
 
 
 def test_a_later_process_of_the_same_number_is_another() -> None:

@@ -184,7 +184,7 @@ def test_a_damaged_record_of_holders_stands_in_nobodys_way(
 
 def test_a_holder_whose_line_is_damaged_is_refused_without_a_name(run: RunDirectory) -> None:
     """That somebody holds it is known all the same."""
-    with running(hold_until_told, run) as first:
+    with running(hold_until_told, run):
         run.lease_path.write_bytes(b"gibberish\n")
         with pytest.raises(LeaseHeldError, match="in use by another process"):
             Lease.take(run)

@@ -7,6 +7,7 @@ import sys
 import typer
 
 from aegir_adapters.cli.demo import demo
+from aegir_adapters.cli.guard import guard
 from aegir_adapters.cli.inspect import inspect
 from aegir_adapters.cli.monitor import monitor
 from aegir_adapters.cli.repair import repair
@@ -14,26 +15,51 @@ from aegir_adapters.cli.replay import replay
 from aegir_adapters.cli.runs import runs
 from aegir_adapters.cli.serve import serve
 from aegir_adapters.cli.tail import tail
+from aegir_adapters.cli.train import ResumeWithoutValue, train
+from aegir_adapters.cli.ui import ui
+from aegir_adapters.cli.up import up
 from aegir_adapters.cli.verify import verify
 from aegir_adapters.cli.version import version
-from aegir_stream.errors import AegirError
+from aegir_adapters.cli.whoami import whoami
+from aegir_stream.errors import AegirError, PortInUseError, RefusedError
+from aegir_stream.lease import LeaseHeldError
 
 __all__ = ["app", "main"]
 
 FAILED = 1
+REFUSED = 2
 INTERRUPTED = 130
+
+_REFUSALS = (RefusedError, LeaseHeldError, PortInUseError)
+"""What belongs to somebody else."""
 
 app = typer.Typer(
     name="aegir",
     help="The flight recorder for post-training runs: watch, replay and inspect what a run wrote.",
     epilog=(
         "Start with: aegir demo. Exit codes: 0 done, 1 failed (one line says why and what to do), "
-        "2 wrong command line, 130 interrupted."
+        "2 wrong command line, or refused because it is somebody else's, 130 interrupted."
     ),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (demo, serve, monitor, tail, replay, runs, inspect, verify, repair, version):
+app.command(cls=ResumeWithoutValue)(train)
+for command in (
+    demo,
+    serve,
+    ui,
+    up,
+    monitor,
+    tail,
+    replay,
+    runs,
+    inspect,
+    verify,
+    repair,
+    guard,
+    whoami,
+    version,
+):
     app.command()(command)
 
 
@@ -43,6 +69,6 @@ def main() -> None:
         app()
     except AegirError as error:
         typer.secho(f"aegir: {error}", err=True, fg=typer.colors.RED)
-        sys.exit(FAILED)
+        sys.exit(REFUSED if isinstance(error, _REFUSALS) else FAILED)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

@@ -9,10 +9,9 @@ from typing import Annotated
 import typer
 
 from aegir_adapters.cli.extras import require
+from aegir_stream.config import DEFAULT_PORT, PORT_VARIABLE
 
 __all__ = ["demo"]
-
-DEFAULT_PORT = 8091
 
 
 def demo(
@@ -27,7 +26,7 @@ def demo(
         typer.Option(
             min=0,
             max=65535,
-            envvar="AEGIR_GATEWAY_PORT",
+            envvar=PORT_VARIABLE,
             help="Port of the page; the next free if taken.",
         ),
     ] = DEFAULT_PORT,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -9,11 +10,10 @@ import typer
 
 from aegir_adapters.cli.arguments import DEFAULT_RUN
 from aegir_adapters.cli.extras import require
-from aegir_stream.config import OUTPUT_DIR_VARIABLE
+from aegir_adapters.worktree import guard_port, require_free
+from aegir_stream.config import DEFAULT_PORT, OUTPUT_DIR_VARIABLE, PORT_VARIABLE
 
 __all__ = ["serve"]
-
-DEFAULT_PORT = 8091
 
 
 def serve(
@@ -31,7 +31,7 @@ def serve(
         typer.Option(
             min=0,
             max=65535,
-            envvar="AEGIR_GATEWAY_PORT",
+            envvar=PORT_VARIABLE,
             help="Port to listen on; 0 for a free one.",
         ),
     ] = DEFAULT_PORT,
@@ -41,6 +41,12 @@ def serve(
             "--allow-public", help="Listen where other machines can reach it; no passwords."
         ),
     ] = False,
+    guarded: Annotated[
+        bool,
+        typer.Option(
+            "--guarded", help="In a secondary checkout, refuse the port that is the primary's."
+        ),
+    ] = False,
 ) -> None:
     """Serve a run, or all runs under a root: live viewer, charts, record stream.
 
@@ -48,6 +54,9 @@ def serve(
 
     Then: curl -N http://127.0.0.1:8091/api/p5/sae/stream
     """
+    if guarded:
+        guard_port(port, environment=os.environ)
+    require_free(port, variable=PORT_VARIABLE, host=host)
     require("starlette", "uvicorn", "bokeh", "jinja2", extra="web")
     from aegir_adapters import web  # noqa: PLC0415 - needs the extra
 

@@ -12,11 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from aegir_adapters import train
 from aegir_adapters.demo.summary import FINAL_STEPS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from contextlib import AbstractContextManager
 
     from aegir_adapters.demo.separation import FeatureContrast
     from aegir_adapters.demo.summary import DemoSummary
@@ -25,24 +25,8 @@ REFRESHES_PER_SECOND = 4
 """Seldom enough to take no time from the training thread."""
 
 
-class Advance(Protocol):
-    """Tells how far a phase has come."""
-
-    def __call__(self, done: int, note: str = "") -> None:
-        """Say that `done` of the phase's total are done; `note` is the newest figure."""
-        ...
-
-
-class Reporter(Protocol):
+class Reporter(train.Reporter, Protocol):
     """Who is told about a demo run."""
-
-    def phase(self, title: str, *, total: int) -> AbstractContextManager[Advance]:
-        """Open a phase of `total` parts; leaving the context ends it."""
-        ...
-
-    def say(self, line: str) -> None:
-        """Tell one thing worth knowing, between phases."""
-        ...
 
     def show(self, summary: DemoSummary) -> None:
         """Tell what the run came to."""
@@ -56,7 +40,7 @@ class RichReporter:
         self._console = console
 
     @contextmanager
-    def phase(self, title: str, *, total: int) -> Iterator[Advance]:
+    def phase(self, title: str, *, total: int) -> Iterator[train.Advance]:
         """Draw a bar that stays when the phase has ended."""
         columns = (
             TextColumn("{task.description:<25}"),
@@ -70,11 +54,15 @@ class RichReporter:
         ) as progress:
             task = progress.add_task(title, total=total, note="")
 
+            reached = total
+
             def advance(done: int, note: str = "") -> None:
+                nonlocal reached
+                reached = done
                 progress.update(task, completed=done, note=note)
 
             yield advance
-            progress.update(task, completed=total)
+            progress.update(task, completed=reached)
 
     def say(self, line: str) -> None:
         """Print a line."""
@@ -95,19 +83,19 @@ class PlainReporter:
         self._stream = stream
 
     @contextmanager
-    def phase(self, title: str, *, total: int) -> Iterator[Advance]:
+    def phase(self, title: str, *, total: int) -> Iterator[train.Advance]:
         """Write the title, and when the phase has ended its time and newest figure."""
-        newest = ""
+        reached, newest = total, ""
 
-        def advance(done: int, note: str = "") -> None:  # noqa: ARG001 - lines do not move
-            nonlocal newest
-            newest = note
+        def advance(done: int, note: str = "") -> None:
+            nonlocal reached, newest
+            reached, newest = done, note
 
         self.say(f"{title} ...")
         started = perf_counter()
         yield advance
         figure = f", {newest}" if newest else ""
-        self.say(f"{title}: {total} in {perf_counter() - started:.1f} s{figure}")
+        self.say(f"{title}: {reached} in {perf_counter() - started:.1f} s{figure}")
 
     def say(self, line: str) -> None:
         """Write a line."""

@@ -6,26 +6,31 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from aegir_stream.config import DEFAULT_PORT
 from aegir_stream.errors import RunExistsError, UnreadableRunError
 
 RUNS = Path("runs")
 """Where demo runs go unless a directory is named."""
 
-DEFAULT_PORT = 8091
 
-
-class Recipe(Struct, frozen=True, kw_only=True):
+class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Sizes of the phases before reinforcement learning; smaller ones only serve tests.
 
     Attributes:
         fine_tune_steps: steps of supervised fine-tuning, at least 20.
         rollouts: completions sampled to train the SAEs on.
         sae_steps: training steps of each SAE.
+        latents: width of each SAE.
+        active_latents: those that are active on a token.
+        prompts: how many there are to train on.
     """
 
     fine_tune_steps: int = 300
     rollouts: int = 2560
     sae_steps: int = 300
+    latents: int = 512
+    active_latents: int = 16
+    prompts: int = 1024
 
 
 class DemoOptions(Struct, frozen=True, kw_only=True):

@@ -27,7 +27,7 @@ def run_demo(options: DemoOptions, reporter: Reporter) -> DemoSummary:
     """
     run_dir = make_run_dir(options.output_dir)
     stages = Stages(reporter)
-    with stages.stage("Load the libraries", total=1):
+    with stages.phase("Load the libraries", total=1):
         try:
             # Takes seconds, so it happens when the terminal already shows what it waits for.
             from aegir_adapters.demo.pipeline import record_run  # noqa: PLC0415

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from aegir_adapters.demo.display import Advance, Reporter
+    from aegir_adapters.demo.display import Reporter
+    from aegir_adapters.train import Advance
 
 
 class Stages:
@@ -25,9 +26,13 @@ class Stages:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def stage(self, title: str, *, total: int) -> Iterator[Advance]:
+    def phase(self, title: str, *, total: int) -> Iterator[Advance]:
         """Open a phase of `total` parts."""
         started = perf_counter()
         with self.reporter.phase(title, total=total) as advance:
             yield advance
         self.seconds[title] = perf_counter() - started
+
+    def say(self, line: str) -> None:
+        """Tell one thing worth knowing, between phases."""
+        self.reporter.say(line)

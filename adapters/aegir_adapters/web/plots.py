@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import bokeh
+import msgspec
 from bokeh.core.types import ID
 from bokeh.embed import json_item
 from bokeh.layouts import column
@@ -26,7 +27,7 @@ from bokeh.themes import Theme
 
 from aegir_adapters.web.marks import Marks
 
-__all__ = ["BOKEH_VERSION", "Scheme", "bokehjs_path", "overview_item"]
+__all__ = ["BOKEH_VERSION", "Charts", "Scheme", "bokehjs_path", "overview_item"]
 
 Scheme = Literal["light", "dark"]
 
@@ -37,29 +38,38 @@ _FAINT = {"light": "#d8dce3", "dark": "#333b48"}
 _ACCENT = {"light": "#1457b8", "dark": "#7fb0ff"}
 
 
-def bokehjs_path() -> Path:
-    """Return the installed BokehJS, which draws the charts without any network."""
-    return Path(bokeh.__file__).parent / "server" / "static" / "js" / "bokeh.min.js"
+class Charts(msgspec.Struct, frozen=True, kw_only=True):
+    """What the charts of the first page show.
 
-
-def overview_item(marks: Marks, *, scheme: Scheme, data_url: str, layers: Sequence[int]) -> Any:
-    """Return the heat map above the reward curve as a JSON item for `Bokeh.embed.embed_item`.
-
-    Args:
+    Attributes:
         marks: what to show until the stream speaks.
         scheme: colours for a light or a dark page.
         data_url: where the marks stream, relative to the page.
         layers: layers to label; without any, round numbers are labelled.
     """
-    source = ServerSentDataSource(data_url=data_url, mode="replace", data=marks)
+
+    marks: Marks
+    scheme: Scheme
+    data_url: str
+    layers: Sequence[int]
+
+
+def bokehjs_path() -> Path:
+    """Return the installed BokehJS, which draws the charts without any network."""
+    return Path(bokeh.__file__).parent / "server" / "static" / "js" / "bokeh.min.js"
+
+
+def overview_item(charts: Charts) -> Any:
+    """Return the heat map above the reward curve as a JSON item for `Bokeh.embed.embed_item`."""
+    source = ServerSentDataSource(data_url=charts.data_url, mode="replace", data=charts.marks)
     steps = DataRange1d(min_interval=4, range_padding=0.01)
     layout = column(
-        _heat_map(source, steps, layers),
-        _reward_curve(source, steps, _ACCENT[scheme]),
+        _heat_map(source, steps, charts.layers),
+        _reward_curve(source, steps, _ACCENT[charts.scheme]),
         sizing_mode="stretch_width",
         spacing=12,
     )
-    return json_item(layout, ID("charts"), theme=_theme(scheme))
+    return json_item(layout, ID("charts"), theme=_theme(charts.scheme))
 
 
 def _heat_map(source: ServerSentDataSource, steps: DataRange1d, layers: Sequence[int]) -> Any:

@@ -1,8 +1,8 @@
-"""An answer that stays open and carries server-sent events."""
+"""Answers that stay open, and those of them that carry server-sent events."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
 
 import anyio
@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from aegir_adapters.web import sse
 from aegir_adapters.web.stopping import Stopping
 
-__all__ = ["EventStream", "Pace"]
+__all__ = ["ChunkStream", "EventStream", "Listener", "Pace"]
 
 _HEADERS: Mapping[str, str] = {
     "content-type": "text/event-stream; charset=utf-8",
@@ -40,31 +40,40 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     send_timeout_s: float = 30.0
 
 
-class EventStream(Response):
-    """Sends chunks of whole events until they end, the client leaves or the server stops.
+class ChunkStream(Response):
+    """Sends chunks until they end, the client leaves or the server stops.
 
     One checkpoint per chunk: a generator that never waits would otherwise starve every other
     client of the process.
 
     Args:
-        chunks: whole events; closed when the response ends, however it ends.
+        chunks: the body; closed when the response ends, however it ends.
         stopping: when to end because the server does.
-        pace: heartbeat and patience.
+        pace: patience.
+        status_code: the status.
+        raw_headers: the headers.
     """
 
     def __init__(
-        self, chunks: AsyncGenerator[bytes, None], *, stopping: Stopping, pace: Pace
+        self,
+        chunks: AsyncGenerator[bytes, None],
+        *,
+        stopping: Stopping,
+        pace: Pace,
+        status_code: int = 200,
+        raw_headers: Sequence[tuple[bytes, bytes]] = (),
     ) -> None:
         self.background = None
-        self.status_code = 200
+        self.status_code = status_code
+        self.raw_headers = list(raw_headers)
         self._chunks = chunks
         self._stopping = stopping
         self._pace = pace
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer the request (an ASGI application)."""
-        headers = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        status, headers = self.status_code, self.raw_headers
+        await send({"type": "http.response.start", "status": status, "headers": headers})
         async with aclosing(self._chunks):
             if scope["method"] == "HEAD" or await self._stream(receive, send):
                 # Servers differ in what they do with what is sent to a client that has left.
@@ -74,16 +83,18 @@ class EventStream(Response):
     async def _stream(self, receive: Receive, send: Send) -> bool:
         """Return whether the client may still listen."""
         async with anyio.create_task_group() as group:
-            client = _Listener(send, group.cancel_scope, patience_s=self._pace.send_timeout_s)
+            client = Listener(send, group.cancel_scope, patience_s=self._pace.send_timeout_s)
             group.start_soon(self._until_disconnected, receive, group.cancel_scope)
             group.start_soon(self._until_stopped, group.cancel_scope)
-            group.start_soon(self._beat, client)
-            await client.send(_OPENING)
+            await self._begin(client, group)
             async for chunk in self._chunks:
                 await client.send(chunk)
                 await anyio.lowlevel.checkpoint()
             group.cancel_scope.cancel()
         return not client.gone
+
+    async def _begin(self, client: Listener, group: anyio.abc.TaskGroup) -> None:
+        """Send what comes before the chunks."""
 
     async def _until_disconnected(self, receive: Receive, scope: anyio.CancelScope) -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -94,19 +105,42 @@ class EventStream(Response):
         await self._stopping.wait()
         scope.cancel()
 
-    async def _beat(self, client: _Listener) -> None:
+
+class EventStream(ChunkStream):
+    """Sends chunks of whole events, and heartbeats between them.
+
+    Args:
+        chunks: whole events; closed when the response ends, however it ends.
+        stopping: when to end because the server does.
+        pace: heartbeat and patience.
+    """
+
+    def __init__(
+        self, chunks: AsyncGenerator[bytes, None], *, stopping: Stopping, pace: Pace
+    ) -> None:
+        headers = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
+        super().__init__(chunks, stopping=stopping, pace=pace, raw_headers=headers)
+
+    async def _begin(self, client: Listener, group: anyio.abc.TaskGroup) -> None:
+        group.start_soon(self._beat, client)
+        await client.send(_OPENING)
+
+    async def _beat(self, client: Listener) -> None:
         while True:
             await anyio.sleep(self._pace.heartbeat_s)
             await client.send(_HEARTBEAT)
 
 
-class _Listener:
+class Listener:
     """The client's end: takes whole chunks, one at a time, or is let go.
 
     Args:
         send: the server's.
         scope: cancelled when the client is gone.
         patience_s: how long a chunk may take.
+
+    Attributes:
+        gone: whether it was let go.
     """
 
     def __init__(self, send: Send, scope: anyio.CancelScope, *, patience_s: float) -> None:
@@ -117,6 +151,7 @@ class _Listener:
         self.gone = False
 
     async def send(self, chunk: bytes) -> None:
+        """Send a chunk, or let the client go."""
         try:
             with anyio.fail_after(self._patience_s):
                 async with self._turn:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
 import anyio.to_thread
 import msgspec
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from aegir_adapters.web import page
+from aegir_adapters.web import drawing
 from aegir_adapters.web.live import Live
 from aegir_adapters.web.overview import OverviewFeed
-from aegir_adapters.web.plots import BOKEH_VERSION, Scheme, overview_item
+from aegir_adapters.web.page import Page, Status
+from aegir_adapters.web.plots import Charts, Scheme
 from aegir_adapters.web.record_stream import RecordStream
 from aegir_adapters.web.response import Pace
-from aegir_adapters.web.runs import CheckpointTable
-from aegir_adapters.web.security import NEVER_STORED, content_security_policy
+from aegir_adapters.web.runs import CheckpointRow, CheckpointTable, RunTable
+from aegir_adapters.web.security import NEVER_STORED
 from aegir_adapters.web.static_files import static_routes
 from aegir_adapters.web.status import read_status
 from aegir_adapters.web.stopping import Stopping
@@ -95,51 +95,57 @@ class SAEPages:
 
     async def first(self, request: Request) -> Response:
         """Answer with the first page."""
-        nonce = secrets.token_urlsafe(16)
-        html = await self._render(
-            "page.html",
-            nonce=nonce,
-            bokeh_version=BOKEH_VERSION,
-            base_url=str(request.url.replace(query="")),
-        )
-        policy = {"content-security-policy": content_security_policy(nonce)}
-        return HTMLResponse(html, headers=NEVER_STORED | policy)
+        return drawing.answer(request, await self._page("page.html"))
 
-    async def _live(self, _: Request) -> Response:
-        return HTMLResponse(await self._render("live.html"), headers=NEVER_STORED)
+    async def _live(self, request: Request) -> Response:
+        return drawing.answer(request, await self._page("live.html"))
 
     async def _charts(self, request: Request) -> Response:
         scheme: Scheme = "dark" if request.path_params["scheme"] == "dark" else "light"
-        item = overview_item(
-            self._feed.newest,
+        charts = Charts(
+            marks=self._feed.newest,
             scheme=scheme,
             data_url=_OVERVIEW_URL,
             layers=await anyio.to_thread.run_sync(_hooked_layers, self._run),
         )
-        return JSONResponse(item, headers=NEVER_STORED)
+        return drawing.answer(request, charts)
 
     async def _checkpoints(self, _: Request) -> Response:
         table = await anyio.to_thread.run_sync(self._table.read)
         body = msgspec.json.encode(table)
         return Response(body, media_type="application/json", headers=NEVER_STORED)
 
-    async def _render(self, template: str, **context: str) -> str:
+    async def _page(self, template: str) -> Page:
         status = await anyio.to_thread.run_sync(self._status)
         table = await anyio.to_thread.run_sync(self._table.read)
         seen = await self._look_live()
         if seen and seen.live.iteration is not None and status.badge == "starting":
             # A job that is no trainer writes no metrics, and has long begun.
             status = msgspec.structs.replace(status, badge=seen.live.badge)
-        return page.render(
+        return Page.of(
             template,
             status=status,
-            table=table,
+            table=_shown(table),
             viewer_address=seen.address if seen else None,
-            **context,
         )
 
-    def _status(self) -> page.Status:
+    def _status(self) -> Status:
         return read_status(self._run, now=self._clock.time())
+
+
+def _shown(table: RunTable) -> dict[str, object]:
+    return {"rows": list(map(_shown_row, table.rows)), "reason": table.reason or None}
+
+
+def _shown_row(row: CheckpointRow) -> dict[str, object]:
+    return {
+        "step": row.step,
+        "checkpoint": row.checkpoint,
+        "records": row.n_sae_records,
+        "run_id": str((row.metadata or {}).get("run_id", "")),
+        "path": row.checkpoint_dir,
+        "reason": row.reason or None,
+    }
 
 
 def _hooked_layers(run: RunDirectory) -> list[int]:

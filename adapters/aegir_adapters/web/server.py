@@ -13,11 +13,10 @@ import uvicorn
 from starlette.applications import Starlette
 
 from aegir_adapters.web.stopping import Stopping
+from aegir_stream.config import DEFAULT_PORT
 from aegir_stream.errors import AegirError, PortInUseError
 
-__all__ = ["DEFAULT_PORT", "PublicAddressError", "WebServer", "serve"]
-
-DEFAULT_PORT = 8091
+__all__ = ["DEFAULT_PORT", "PublicAddressError", "WebServer", "address_of", "listen", "serve"]
 
 _FROZEN_CLIENTS_S = 1
 
@@ -27,27 +26,22 @@ class PublicAddressError(AegirError, PermissionError):
 
 
 class WebServer:
-    """A bound port, and the application behind it.
+    """A port, and the application behind it.
 
-    The port is taken when the object is made, so a conflict shows before anything else starts.
+    Args:
+        app: what answers.
+        listener: the port, as `listen` takes it; closed when the server stops.
 
     Attributes:
-        port: the port; one that was free, if 0 was asked for.
+        port: the number of the port.
         address: what to type into a browser.
-
-    Raises:
-        PortInUseError: another process listens on the port.
-        PublicAddressError: `host` is not a loopback address and `allow_public` is not set.
-        OSError: the address cannot be bound for another reason.
     """
 
-    def __init__(self, app: Starlette, *, host: str, port: int, allow_public: bool) -> None:
-        if not allow_public:
-            _require_loopback(host)
+    def __init__(self, app: Starlette, listener: socket.socket) -> None:
         self._stopping: Stopping | None = getattr(app.state, "stopping", None)
-        self._socket = _bind(host, port)
-        self.port: int = self._socket.getsockname()[1]
-        self.address = _address(self._socket.getsockname()[0], self.port)
+        self._socket = listener
+        self.port: int = listener.getsockname()[1]
+        self.address = address_of(listener)
         self._server = _Server(
             uvicorn.Config(
                 app, log_level="warning", timeout_graceful_shutdown=_FROZEN_CLIENTS_S, ws="none"
@@ -114,10 +108,19 @@ def serve(
         PublicAddressError: `host` is not a loopback address and `allow_public` is not set.
         OSError: the address cannot be bound for another reason.
     """
-    return WebServer(app, host=host, port=port, allow_public=allow_public)
+    return WebServer(app, listen(host, port=port, allow_public=allow_public))
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def listen(host: str, *, port: int, allow_public: bool = False) -> socket.socket:
+    """Take a port, so that a conflict shows before anything else starts; 0 for a free one.
+
+    Raises:
+        PortInUseError: another process listens on the port.
+        PublicAddressError: `host` is not a loopback address and `allow_public` is not set.
+        OSError: the address cannot be bound for another reason.
+    """
+    if not allow_public:
+        _require_loopback(host)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -136,7 +139,9 @@ def _bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _address(host: str, port: int) -> str:
+def address_of(listener: socket.socket) -> str:
+    """Return what to type into a browser."""
+    host, port = listener.getsockname()[:2]
     if ipaddress.ip_address(host).is_unspecified:
         host = "localhost"
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import re
-import secrets
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import quote
 
 import anyio.to_thread
 import msgspec
-from markupsafe import Markup
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route, Router
 from starlette.types import Receive, Scope, Send
 
-from aegir_adapters.web import page
+from aegir_adapters.web import drawing
 from aegir_adapters.web.amounts import age, count, number
 from aegir_adapters.web.live import BADGES
 from aegir_adapters.web.lookout import KnownRun, Lookout, RunList, shown
+from aegir_adapters.web.page import Page
 from aegir_adapters.web.sae_pages import LookLive, SAEPages, SeenLive
-from aegir_adapters.web.security import NEVER_STORED, content_security_policy
+from aegir_adapters.web.security import NEVER_STORED
 from aegir_adapters.web.sparkline import sparkline
 from aegir_stream.layout import RunDirectory
 from aegir_stream.standing import RunStanding
@@ -68,42 +67,54 @@ class Viewer:
     async def overview(self, request: Request) -> Response:
         """Answer with the list of all runs."""
         listed = await self._lookout.page(page=_page_number(request))
-        return await self._list(listed, root="", heading="Runs", label=None)
+        return await self._list(request, listed, root="", heading="Runs", label=None)
 
     async def _setup(self, request: Request) -> Response:
         label = request.path_params["label"]
         listed = await self._lookout.page(label=label, page=_page_number(request))
-        return await self._list(listed, root="../", heading=label, label=label)
+        return await self._list(request, listed, root="../", heading=label, label=label)
 
     async def _list(
-        self, listed: RunList | None, *, root: str, heading: str, label: str | None
+        self,
+        request: Request,
+        listed: RunList | None,
+        *,
+        root: str,
+        heading: str,
+        label: str | None,
     ) -> Response:
         if listed is None:
             return _unknown(f"There is no setup `{heading}` here.")
-        context = {"root": root, "heading": heading, "label": label, "listed": listed}
-        return await anyio.to_thread.run_sync(self._render_list, listed, context)
+        where = {"root": root, "heading": heading, "label": label}
+        # Rows are many, and are drawn where they keep nobody waiting.
+        return await anyio.to_thread.run_sync(
+            lambda: drawing.answer(request, self._page_of(listed, where))
+        )
 
-    def _render_list(self, listed: RunList, context: dict[str, Any]) -> Response:
+    def _page_of(self, listed: RunList, where: dict[str, str | None]) -> Page:
         now = self._clock.time()
         rows = [_row(*entry, now=now) for entry in listed.entries]
-        return _html("runs.html", rows=rows, **context)
+        names = ("page", "pages", "runs", "setups")
+        counts = {name: getattr(listed, name) for name in names}
+        return Page.of("runs.html", rows=rows, listed=counts, **where)
 
     async def _run(self, request: Request) -> Response:
         known = await self._known(request)
         if known is None:
             return _unknown_run(request)
         live = await self._lookout.live(known)
-        return _html(
+        page = Page.of(
             "viewer.html",
             root="../../../",
-            run=known,
+            run={"label": known.label, "index": known.index},
             name=shown(known.run.root.name),
             path=shown(str(known.run.root)),
             setup_address=f"../../{quote(known.label, safe='')}",
             live=live,
-            chart=Markup(live.chart),  # noqa: S704 - escaped where it is drawn
+            badge=live.badge,
             is_recorded=await anyio.to_thread.run_sync(_is_recorded, known.run),
         )
+        return drawing.answer(request, page)
 
     async def _live(self, request: Request) -> Response:
         known = await self._known(request)
@@ -145,7 +156,7 @@ class _EachRun:
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of the list of runs."""
+    """One line of the list of runs; `curve` is an `<svg>` element, or nothing."""
 
     label: str
     index: int
@@ -157,7 +168,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     iteration: str
     best: str
     cost: str
-    curve: Markup
+    curve: str
     written: str
 
 
@@ -184,7 +195,7 @@ def _row(known: KnownRun, standing: RunStanding | None, written_s: float, *, now
         iteration=count(iteration) + total,
         best=number(standing.best if standing else None),
         cost=number(standing.cost if standing else None),
-        curve=Markup(sparkline(standing.curve if standing else ())),  # noqa: S704 - numbers only
+        curve=sparkline(standing.curve if standing else ()),
         written=age(now - written_s if written_s else None),
     )
 
@@ -200,13 +211,6 @@ def _is_recorded(run: RunDirectory) -> bool:
 def _page_number(request: Request) -> int:
     text = request.query_params.get("page", "")
     return int(text) if re.fullmatch("[0-9]{1,8}", text) else 1
-
-
-def _html(template: str, **context: Any) -> Response:
-    nonce = secrets.token_urlsafe(16)
-    policy = {"content-security-policy": content_security_policy(nonce)}
-    html = page.render(template, nonce=nonce, **context)
-    return HTMLResponse(html, headers=NEVER_STORED | policy)
 
 
 def _unknown_run(request: Request) -> Response:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from aegir_adapters.demo.libraries import one_torch_thread
 from aegir_adapters.demo.policy import IGNORED, build_policy, draw_batch, fine_tune
 from aegir_adapters.demo.tokenizer import build_tokenizer
+from aegir_adapters.train.libraries import torch_threads
 
 TOKENIZER = build_tokenizer()
 
@@ -14,7 +14,7 @@ TOKENIZER = build_tokenizer()
 def losses(seed: int, steps: int) -> list[float]:
     """Return the loss of each step of fine-tuning a new policy."""
     seen: list[float] = []
-    with one_torch_thread():
+    with torch_threads(1):
         policy = build_policy(TOKENIZER, seed=seed)
         fine_tune(
             policy, TOKENIZER, seed=seed, steps=steps, on_step=lambda _, loss: seen.append(loss)

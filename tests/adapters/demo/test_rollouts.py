@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aegir_adapters.demo.libraries import one_torch_thread
 from aegir_adapters.demo.policy import build_policy
 from aegir_adapters.demo.rollouts import (
     Rollouts,
@@ -12,6 +11,7 @@ from aegir_adapters.demo.rollouts import (
     residual_stream,
 )
 from aegir_adapters.demo.tokenizer import build_tokenizer
+from aegir_adapters.train.libraries import torch_threads
 
 TOKENIZER = build_tokenizer()
 POLICY = build_policy(TOKENIZER, seed=0)
@@ -19,7 +19,7 @@ POLICY = build_policy(TOKENIZER, seed=0)
 
 def collected(seed: int) -> Rollouts:
     """Return a few rollouts of a policy that has learned nothing."""
-    with one_torch_thread():
+    with torch_threads(1):
         return collect_rollouts(POLICY, TOKENIZER, layers=[0, 3], seed=seed, count=40)
 
 

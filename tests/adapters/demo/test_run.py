@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from aegir_adapters.demo.display import Advance
+    from aegir_adapters.train import Advance
 
 SMALL = Recipe(fine_tune_steps=20, rollouts=64, sae_steps=5)
 
