@@ -99,7 +99,8 @@ def require_free(port: int, *, variable: str, host: str = "127.0.0.1") -> None:
     there = listener(port, host) if port else None
     if there:
         raise PortInUseError(
-            f"Port {port} of {host} is in use by {there}", hint=f"Choose another one: {variable}=N"
+            f"Port {port} of {host} is in use by {there}",
+            hint=f"Choose another one with --port or {variable}",
         )
 
 

@@ -149,15 +149,16 @@ def test_a_wrong_command_line_exits_with_two(life: Life) -> None:
 
 
 def test_a_port_in_use_is_named(life: Life) -> None:
-    """The refusal names the port and how to choose another."""
+    """The refusal names the port, its holder, and how to choose another."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         done = aegir("serve", life.run.root, "--port", str(port))
 
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert str(port) in done.stderr
+    assert f"process {os.getpid()}" in done.stderr
     assert "--port" in done.stderr
 
 
