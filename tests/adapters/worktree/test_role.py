@@ -74,16 +74,17 @@ def test_shell_and_library_know_every_kind_of_repository(made: Made) -> None:
 
 
 def test_a_subdirectory_has_the_role_of_its_checkout(made: Made) -> None:
-    """However deep it lies."""
-    if not made.directory.is_dir():
-        pytest.skip("nothing can lie in it")
+    """However deep it lies. In what is no directory nothing can lie."""
     below = made.directory / "some" / "where"
-    below.mkdir(parents=True, exist_ok=True)
-    expected = made.role or OUTSIDE
+    if made.directory.is_dir():
+        below.mkdir(parents=True, exist_ok=True)
+    expected = made.role if made.role and below.is_dir() else OUTSIDE
 
     assert said_by_library(below) == expected
     for shell in SHELLS:
-        assert said_by_shell(shell, directory=below) == expected
+        assert said_by_shell(shell, below, directory=Path("/")) == expected
+        if below.is_dir():
+            assert said_by_shell(shell, directory=below) == expected
 
 
 @pytest.mark.parametrize("value", ["primary", "secondary", "", "secondry", "PRIMARY", "primary\n"])
