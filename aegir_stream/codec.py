@@ -189,6 +189,9 @@ def _decode_non_finite(line: bytes, kind: type[T]) -> T:
 
 def _revive(value: Any, kind: msgspec.inspect.Type) -> Any:
     """Turn the three spellings back into floats, wherever `kind` has a float."""
+    if isinstance(kind, msgspec.inspect.UnionType):
+        # The unions of our events are of one type and None.
+        kind = next(t for t in kind.types if not isinstance(t, msgspec.inspect.NoneType))
     match kind, value:
         case msgspec.inspect.FloatType(), str():
             return _NON_FINITE.get(value, value)
@@ -199,8 +202,6 @@ def _revive(value: Any, kind: msgspec.inspect.Type) -> Any:
             return {k: _revive(v, item) for k, v in value.items()}
         case msgspec.inspect.VarTupleType(item_type=item), list():
             return [_revive(v, item) for v in value]
-        case msgspec.inspect.UnionType(types=types), _:
-            # The unions of our events are of one type and None.
-            some = (t for t in types if not isinstance(t, msgspec.inspect.NoneType))
-            return _revive(value, next(some))
+        case msgspec.inspect.TupleType(item_types=items), list() if len(items) == len(value):
+            return [_revive(v, item) for v, item in zip(value, items, strict=True)]
     return value

@@ -3,7 +3,7 @@
 Three families, no behaviour:
 
 * **data events** are the plain JSON lines of a stream (`SAELogRecord`, `Completion`,
-  `GRPOMetrics`, `Progress`);
+  `GRPOMetrics`, `Progress`, `StepMetrics`);
 * **control lines** carry the reserved key ``"$log"`` and stand between them (`Open`, `Batch`,
   `Gap`, `Note`, `Seal`, `Close`);
 * **deliveries** are what a source hands to its reader beside data (`SourceSwitch`,
@@ -155,7 +155,24 @@ class Progress(Struct, frozen=True, kw_only=True, omit_defaults=True):
     ts: float | None = None
 
 
-DataEvent: TypeAlias = SAELogRecord | Completion | GRPOMetrics | Progress
+class StepMetrics(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Scalars of one optimizer step that belong to no fixed set: data mix, ledger, your own.
+
+    Attributes:
+        step: optimizer step.
+        ts: wall-clock seconds since the epoch.
+        metrics: values over all ranks, by name; `None` where there is nothing to tell.
+        bands: the range in which a metric is healthy, both ends included, by name; `None` is no
+            bound.
+    """
+
+    step: int
+    ts: float
+    metrics: dict[str, float | None]
+    bands: dict[str, tuple[float | None, float | None]] = {}
+
+
+DataEvent: TypeAlias = SAELogRecord | Completion | GRPOMetrics | Progress | StepMetrics
 
 
 # -- control lines -----------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from aegir_stream.events import (
     Progress,
     SAELogRecord,
     Seal,
+    StepMetrics,
 )
 
 __all__ = [
@@ -71,6 +72,7 @@ STREAMS: Mapping[str, Stream] = {
     "sae_features": Stream(name="sae_features", kind=SAELogRecord, sealed=True),
     "completions": Stream(name="completions", kind=Completion),
     "grpo_metrics": Stream(name="grpo_metrics", kind=GRPOMetrics),
+    "step_metrics": Stream(name="step_metrics", kind=StepMetrics),
     # Other programs append to and read this feed, so it holds nothing but its rows.
     "progress": Stream(name="progress", kind=Progress, control_lines=False),
 }

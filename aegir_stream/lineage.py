@@ -36,7 +36,8 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
         path: the file.
         source: `live`, `snapshot:checkpoint-N` or `history:NNNNN`.
         growing: whether its writer may still append.
-        opening: first line of a growing file, newline included; empty while it is unfinished.
+        opening: first line of a growing file, newline included, or as much of it as identifies
+            the file; empty while it is unfinished.
         inode: (device, inode) of a growing file.
         continued: whether it was left for the next one with no checkpoint between them.
     """
@@ -146,7 +147,7 @@ def _look(run: RunDirectory, live: Path) -> Place | None:
         path=live,
         source="live",
         growing=True,
-        opening=line + newline if newline else b"",
+        opening=line + newline if newline or len(line) == HEAD_BYTES else b"",
         inode=reading.inode,
     )
 

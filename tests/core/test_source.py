@@ -555,6 +555,27 @@ def test_a_long_line_within_the_limit_is_a_record(run: RunDirectory) -> None:
     assert len(records_in(drain(RunSource(run)))) == 2
 
 
+@pytest.mark.parametrize("size", [4095, 4096, 4097, 300_000])
+def test_a_file_may_begin_with_a_long_line(run: RunDirectory, size: int) -> None:
+    """Without control lines its first line identifies it once it is whole, however long it is."""
+    line = make_append(make_record()).data
+    padding = size - len(line) - len(b',"note":""')
+    long = line.replace(b"}\n", b',"note":"' + b"x" * padding + b'"}\n')
+    assert len(long) == size
+    run.root.mkdir()
+    path = run.live("sae_features")
+    path.write_bytes(long[:-1])
+    source = RunSource(run)
+    before = records_in(drain(source))
+    with path.open("ab") as file:
+        file.write(long[-1:] + line)
+    after = records_in(drain(source))
+
+    assert (len(before), len(after)) == (0, 2)
+    path.write_bytes(line * 10)
+    assert any(isinstance(delivery, Reset) for delivery in drain(source))
+
+
 def test_a_truncated_file_is_told_and_nothing_is_doubled(run: RunDirectory) -> None:
     """Reading goes on at the end of what was left, once the file is as long again."""
     life = Life(run)

@@ -95,7 +95,7 @@ def test_catching_up_lists_the_directory_a_few_times_only(tmp_path: Path) -> Non
 
 def test_a_stream_that_does_not_exist_is_named(tmp_path: Path) -> None:
     """The error says which streams there are."""
-    expected = r"sae_features, completions, grpo_metrics, progress, got `heatmap`"
+    expected = r"sae_features, completions, grpo_metrics, step_metrics, progress, got `heatmap`"
     with pytest.raises(OptionError, match=expected):
         RunSource(RunDirectory.at(tmp_path), "heatmap")
     with pytest.raises(OptionError, match=expected):

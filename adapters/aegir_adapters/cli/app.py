@@ -14,6 +14,7 @@ from aegir_adapters.cli.repair import repair
 from aegir_adapters.cli.replay import replay
 from aegir_adapters.cli.runs import runs
 from aegir_adapters.cli.serve import serve
+from aegir_adapters.cli.smoke import smoke
 from aegir_adapters.cli.tail import tail
 from aegir_adapters.cli.train import ResumeWithoutValue, train
 from aegir_adapters.cli.ui import ui
@@ -61,6 +62,7 @@ for command in (
     version,
 ):
     app.command()(command)
+app.add_typer(smoke)
 
 
 def main() -> None:

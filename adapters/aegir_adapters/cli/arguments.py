@@ -58,6 +58,7 @@ class StreamName(StrEnum):
     SAE_FEATURES = "sae_features"
     COMPLETIONS = "completions"
     GRPO_METRICS = "grpo_metrics"
+    STEP_METRICS = "step_metrics"
     PROGRESS = "progress"
 
 

@@ -19,6 +19,7 @@ from aegir_stream.config import P5Cfg
 from aegir_stream.layout import RunDirectory
 from aegir_stream.recorder import Recorder, RecorderStatistics
 from aegir_stream.sinks import MemorySink
+from aegir_stream.typing import EventBatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -112,6 +113,13 @@ class SidecarCallback(TrainerCallback):
     def identity(self) -> dict[str, Any]:
         """What is recorded here, as `prepare` found it; empty before that."""
         return self._identity or {}
+
+    def emit(self, batch: EventBatch) -> bool:
+        """Add lines of another observer to the run's log, such as step metrics of your own.
+
+        `False` if they were refused, or if nothing is being recorded. Never raises.
+        """
+        return self._attempt is not None and self._recorder.emit(batch)
 
     def statistics(self) -> RecorderStatistics:
         """Return what was written, dropped and failed in the present or last attempt."""

@@ -12,9 +12,10 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
+from aegir_adapters.web.live import SeenLive
 from aegir_adapters.web.lookout import Lookout
 from aegir_adapters.web.response import Pace
-from aegir_adapters.web.sae_pages import SAEPages, SeenLive
+from aegir_adapters.web.sae_pages import SAEPages
 from aegir_adapters.web.security import LOOPBACK, Gatekeeper
 from aegir_adapters.web.stopping import Stopping, server_is_stopping
 from aegir_adapters.web.viewer import Viewer, not_found, run_address

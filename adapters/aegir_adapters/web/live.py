@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeAlias
 
 import msgspec
 
@@ -11,7 +12,7 @@ from aegir_adapters.web.amounts import count, date, duration, number
 from aegir_stream.liveness import Status
 from aegir_stream.standing import RunStanding
 
-__all__ = ["BADGES", "Live", "live_of"]
+__all__ = ["BADGES", "Live", "LookLive", "SeenLive", "live_of"]
 
 BADGES: Mapping[Status, str] = {
     "active": "live",
@@ -56,6 +57,22 @@ class Live(msgspec.Struct, frozen=True, kw_only=True):
     def badge(self) -> str:
         """The word that stands for the status."""
         return BADGES[self.status]
+
+
+class SeenLive(msgspec.Struct, frozen=True):
+    """What the other pages of a run take over from its live viewer.
+
+    Attributes:
+        address: where that is, relative to the first page.
+        live: where the run stands.
+    """
+
+    address: str
+    live: Live
+
+
+LookLive: TypeAlias = Callable[[], Awaitable[SeenLive | None]]
+"""Returns what the live viewer of the run shows, if there is one."""
 
 
 def live_of(standing: RunStanding) -> Live:

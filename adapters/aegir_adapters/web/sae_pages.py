@@ -1,4 +1,4 @@
-"""The charts of one run, its checkpoints and its record stream: the routes of a single run."""
+"""The charts of one run, its checkpoints, metrics and record stream: the routes of a single run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from aegir_adapters.web import drawing
-from aegir_adapters.web.live import Live
+from aegir_adapters.web.data_page import DataPage
+from aegir_adapters.web.live import LookLive
+from aegir_adapters.web.metrics_reader import has_metrics
 from aegir_adapters.web.overview import OverviewFeed
 from aegir_adapters.web.page import Page, Status
 from aegir_adapters.web.plots import Charts, Scheme
@@ -27,27 +29,11 @@ from aegir_stream.layout import RunDirectory
 from aegir_stream.manifest import look_at_manifest
 from aegir_stream.typing import Clock
 
-__all__ = ["LookLive", "SAEPages", "SeenLive"]
+__all__ = ["SAEPages"]
 
 _OVERVIEW_URL = "api/view/overview/stream"
 
 Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
-
-
-class SeenLive(msgspec.Struct, frozen=True):
-    """What the first page of a run takes over from its live viewer.
-
-    Attributes:
-        address: where that is, relative to the first page.
-        live: where the run stands.
-    """
-
-    address: str
-    live: Live
-
-
-LookLive: TypeAlias = Callable[[], Awaitable[SeenLive | None]]
-"""Returns what the live viewer of the run shows, if there is one."""
 
 
 class SAEPages:
@@ -74,6 +60,7 @@ class SAEPages:
         self._table = CheckpointTable(run)
         self._feed = OverviewFeed(run, stopping=stopping, pace=pace)
         self._records = RecordStream(run, stopping=stopping, pace=pace)
+        self._data = DataPage(run, clock=clock, look_live=look_live)
         self._clock = clock
         self._look_live = look_live
 
@@ -87,6 +74,7 @@ class SAEPages:
             Route("/", first or self.first),
             Route("/live", self._live),
             Route("/charts/{scheme}.json", self._charts),
+            *self._data.routes(),
             Route("/api/p5/runs", self._checkpoints),
             Route("/api/p5/sae/stream", self._records.answer),
             Route(f"/{_OVERVIEW_URL}", self._feed.answer),
@@ -126,6 +114,7 @@ class SAEPages:
             template,
             status=status,
             table=_shown(table),
+            has_data=await anyio.to_thread.run_sync(has_metrics, self._run),
             viewer_address=seen.address if seen else None,
         )
 

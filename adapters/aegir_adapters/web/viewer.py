@@ -17,10 +17,11 @@ from starlette.types import Receive, Scope, Send
 
 from aegir_adapters.web import drawing
 from aegir_adapters.web.amounts import age, count, number
-from aegir_adapters.web.live import BADGES
+from aegir_adapters.web.live import BADGES, LookLive, SeenLive
 from aegir_adapters.web.lookout import KnownRun, Lookout, RunList, shown
+from aegir_adapters.web.metrics_reader import has_metrics
 from aegir_adapters.web.page import Page
-from aegir_adapters.web.sae_pages import LookLive, SAEPages, SeenLive
+from aegir_adapters.web.sae_pages import SAEPages
 from aegir_adapters.web.security import NEVER_STORED
 from aegir_adapters.web.sparkline import sparkline
 from aegir_stream.layout import RunDirectory
@@ -113,6 +114,7 @@ class Viewer:
             live=live,
             badge=live.badge,
             is_recorded=await anyio.to_thread.run_sync(_is_recorded, known.run),
+            has_data=await anyio.to_thread.run_sync(has_metrics, known.run),
         )
         return drawing.answer(request, page)
 

@@ -1,19 +1,16 @@
 from __future__ import annotations
 
-import shutil
 from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
 import pytest
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, Page
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
+from adapters.web.browsing import CHROMIUM, real_browser
 from aegir_adapters.web import create_app
-
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 pytestmark = [
     pytest.mark.anyio,
@@ -40,10 +37,8 @@ PAINTED = """() => {
 @pytest.fixture(scope="module")
 async def browser() -> AsyncIterator[Browser]:
     """A real browser."""
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    async with real_browser() as browser:
         yield browser
-        await browser.close()
 
 
 async def open_page(browser: Browser, url: str, **options: Any) -> tuple[Page, list[str]]:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import sys
 import time
@@ -16,13 +15,10 @@ import anyio
 import anyio.abc
 import pytest
 from anyio.streams.buffered import BufferedByteReceiveStream
-from playwright.async_api import Browser, Page, Request, Route, async_playwright
+from playwright.async_api import Browser, Page, Route
 
+from adapters.web.browsing import CHROMIUM, FAINTEST, LEFTMOST, ShiftedClock, Visit, real_browser
 from aegir_adapters.web import create_app
-from aegir_stream.clock import SystemClock
-
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 pytestmark = [
     pytest.mark.anyio,
@@ -43,24 +39,7 @@ for line in sys.stdin:
 """Calls the feed as it is told on its standard input, and says when that is on the disk."""
 
 ANIMATION = "getComputedStyle(document.getElementById('badge'), '::before').animationName"
-LEFTMOST = """Math.min(0, ...[...document.querySelectorAll("text")]
-    .map(text => text.getBoundingClientRect().x))"""
 VIEWER = "/setup/lab/run/0"
-POLL_MS = 3000
-
-
-class ShiftedClock(SystemClock):
-    """The system's clock, moved on by as much as a test says."""
-
-    shift_s = 0.0
-
-    def time(self) -> float:
-        """Return wall-clock seconds since the epoch."""
-        return super().time() + self.shift_s
-
-    def monotonic(self) -> float:
-        """Return seconds on a clock that never goes back."""
-        return super().monotonic() + self.shift_s
 
 
 class Feeder:
@@ -89,43 +68,11 @@ async def feeding(run: Path) -> AsyncIterator[Feeder]:
         yield Feeder(process)
 
 
-class Viewer:
-    """The page of a run, whose time passes when a test says so.
-
-    Attributes:
-        polls: addresses of `live.json` that were asked for.
-        problems: what went wrong in the page.
-    """
+class Viewer(Visit):
+    """The page of a run, whose time passes when a test says so."""
 
     def __init__(self, page: Page, clock: ShiftedClock) -> None:
-        self.page = page
-        self.clock = clock
-        self.polls: list[str] = []
-        self.problems: list[str] = []
-        page.on("request", self._note)
-        page.on("pageerror", lambda error: self.problems.append(str(error)))
-        page.on("console", lambda m: self.problems.append(m.text) if m.type == "error" else None)
-
-    def _note(self, request: Request) -> None:
-        if request.url.endswith("/live.json"):
-            self.polls.append(request.url)
-
-    async def pass_time(self, milliseconds: int = POLL_MS) -> None:
-        """Let time pass, for the page and for the server."""
-        self.clock.shift_s += milliseconds / 1000
-        await self.page.clock.run_for(milliseconds)
-
-    async def poll(self) -> None:
-        """Let time pass until the page asks, and return when it has shown the answer."""
-        async with self.page.expect_response("**/live.json") as response:
-            await self.pass_time()
-        await (await response.value).finished()
-        # It waits for the next time only when it has shown this one.
-        await self.page.wait_for_function("!asking")
-
-    async def badge(self, word: str) -> None:
-        """Wait until the badge says a word."""
-        await self.page.locator("#badge", has_text=word).wait_for()
+        super().__init__(page, clock, asks="live.json")
 
     async def fact(self, term: str, text: str) -> None:
         """Wait until a figure has a text."""
@@ -136,24 +83,12 @@ class Viewer:
         """Return the chart as it is shown."""
         return str(await self.page.locator("#chart").inner_html())
 
-    async def hide(self, *, hidden: bool) -> None:
-        """Put the tab behind another one, or back."""
-        await self.page.evaluate(
-            """hidden => {
-                Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
-                document.dispatchEvent(new Event("visibilitychange"));
-            }""",
-            hidden,
-        )
-
 
 @pytest.fixture(scope="module")
 async def browser() -> AsyncIterator[Browser]:
     """A real browser."""
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    async with real_browser() as browser:
         yield browser
-        await browser.close()
 
 
 @pytest.fixture
@@ -164,11 +99,8 @@ async def viewing(tmp_path: Path, connect: Any, browser: Browser) -> AsyncIterat
 
         async def view(path: str = VIEWER, **options: Any) -> Viewer:
             context = await browser.new_context(**options)
-            page = await context.new_page()
-            viewer = Viewer(page, clock)
-            await page.clock.install(time=0)
-            await page.clock.pause_at(1000)
-            await page.goto(f"{client.http.base_url}{path}")
+            viewer = Viewer(await context.new_page(), clock)
+            await viewer.go(f"{client.http.base_url}{path}")
             return viewer
 
         yield view
@@ -413,28 +345,6 @@ async def test_the_pages_fit_and_are_legible(
     assert worst > 4.5
     assert viewer.problems == []
     await viewer.page.close()
-
-
-FAINTEST = """() => {
-    const luminance = color => {
-        const [r, g, b] = color.match(/[\\d.]+/g).map(c => c / 255)
-            .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
-        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-    };
-    const ground = element => {
-        const color = element ? getComputedStyle(element).backgroundColor : "rgb(255, 255, 255)";
-        return color === "rgba(0, 0, 0, 0)" ? ground(element.parentElement) : color;
-    };
-    const texts = [...document.querySelectorAll("body *")].filter(element =>
-        [...element.childNodes].some(node => node.nodeType === 3 && node.data.trim()));
-    return Math.min(...texts.map(element => {
-        const style = getComputedStyle(element);
-        const ink = element instanceof SVGElement ? style.fill : style.color;
-        const [low, high] = [luminance(ink), luminance(ground(element))].sort((a, b) => a - b);
-        return (high + 0.05) / (low + 0.05);
-    }));
-}"""
-"""The lowest contrast ratio of any text with its ground (WCAG 2.2)."""
 
 
 async def test_the_keyboard_reaches_everything(tmp_path: Path, viewing: Any) -> None:

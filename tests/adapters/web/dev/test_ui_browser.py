@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import Browser, Page, expect
 from starlette.applications import Starlette
 
+from adapters.web.browsing import CHROMIUM, real_browser
 from adapters.web.dev.running import RunningUI
 from aegir_adapters.web import create_app, serve
 from aegir_adapters.web.dev import create_ui
 from aegir_adapters.web.page import TEMPLATES
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 PATIENCE_MS = 60_000
 
 pytestmark = [
@@ -44,10 +43,8 @@ Start = Callable[..., AbstractAsyncContextManager[RunningUI]]
 @pytest.fixture(scope="module")
 async def browser() -> AsyncIterator[Browser]:
     """A real browser."""
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    async with real_browser() as browser:
         yield browser
-        await browser.close()
 
 
 @pytest.fixture
