@@ -160,10 +160,11 @@ def _staleness(picks: list[float], step: int) -> int:
 
 
 def test_the_lines_join_those_of_the_callback_that_records(tmp_path: Path) -> None:
-    """One journal, one attempt: the recording callback takes the lines of others."""
+    """One journal, one attempt: who records takes the lines of others, while it records."""
     mixer = mixed()
     trainer = trainer_in(tmp_path, mixer)
     sidecar = SidecarCallback()
+    assert not sidecar.emit(_batch())
     observe_mix(trainer, MixObservation(mixer=mixer), emit=sidecar.emit)
     trainer.add_callback(sidecar)
     trainer.train()
