@@ -47,14 +47,10 @@ def guard_directory(
         OptionError: the role in the environment is none.
     """
     setting = setting or directory_setting(environment)
-    checkout = _secondary(environment, start or Path.cwd())
-    if checkout is None:
-        return
     what = f"the output directory `{directory}`"
-    remedy = f"{ALLOW_VARIABLE}=1 {setting.variable}=ANOTHER-DIRECTORY"
-    _require_leave(checkout, environment, what, remedy=remedy)
-    reason = _why_the_primarys(directory, setting, checkout)
-    if reason:
+    checkout = _secondary_with_leave(what, environment, setting.variable, start)
+    reason = _why_the_primarys(directory, setting, checkout) if checkout else None
+    if checkout and reason:
         raise _still_refused(checkout, what, reason, variable=setting.variable)
 
 
@@ -79,13 +75,9 @@ def guard_port(
         OptionError: the role in the environment is none.
     """
     setting = setting or port_setting(environment)
-    checkout = _secondary(environment, start or Path.cwd())
-    if checkout is None:
-        return
     what = f"port {port}"
-    remedy = f"{ALLOW_VARIABLE}=1 {setting.variable}=ANOTHER-PORT"
-    _require_leave(checkout, environment, what, remedy=remedy)
-    if port == setting.default:
+    checkout = _secondary_with_leave(what, environment, setting.variable, start)
+    if checkout and port == setting.default:
         reason = "it is the default one"
         raise _still_refused(checkout, what, reason, variable=setting.variable)
 
@@ -104,23 +96,29 @@ def require_free(port: int, *, variable: str, host: str = "127.0.0.1") -> None:
         )
 
 
-def _secondary(environment: Mapping[str, str], start: Path) -> Checkout | None:
-    """Return the checkout, if it is a secondary one; outside of any there is nobody to fight."""
+def _secondary_with_leave(
+    what: str, environment: Mapping[str, str], variable: str, start: Path | None
+) -> Checkout | None:
+    """Return the checkout, if it is secondary; outside of any there is nobody to fight.
+
+    Raises:
+        RefusedError: it is secondary, and nobody gave it leave.
+    """
+    directory = start or Path.cwd()
     try:
-        role = role_of(start, environment)
+        role = role_of(directory, environment)
     except NotACheckoutError:
         return None
-    return checkout_of(start) if role == "secondary" else None
-
-
-def _require_leave(
-    checkout: Checkout, environment: Mapping[str, str], what: str, *, remedy: str
-) -> None:
+    if role == "primary":
+        return None
+    checkout = checkout_of(directory)
     if environment.get(ALLOW_VARIABLE) != "1":
         raise RefusedError(
             f"`{checkout.top_level}` is a secondary checkout, and {what} is left to the primary",
-            hint=f"Run this in the primary{_named(checkout)}, or here with: {remedy}",
+            hint=f"Run this in the primary{_named(checkout)}, or here with: "
+            f"{ALLOW_VARIABLE}=1 {variable}=ANOTHER",
         )
+    return checkout
 
 
 def _still_refused(checkout: Checkout, what: str, reason: str, *, variable: str) -> RefusedError:
