@@ -70,7 +70,7 @@ def _preset(options: DemoOptions) -> Preset:
 
 def _serve(options: DemoOptions, run_dir: Path, stages: Stages, page: ExitStack) -> None:
     server = page.enter_context(serve_near(create_app(run_dir), port=options.port))
-    if server.port != options.port:
+    if options.port and server.port != options.port:
         stages.say(f"Port {options.port} is in use, port {server.port} is not")
     stages.say(f"Watch it at {server.address} (there is nothing to see before GRPO starts)")
 
