@@ -182,9 +182,21 @@ def _ourselves(clock: Clock) -> Holder:
     return Holder(
         process=this_process(),
         since=clock.time(),
-        directory=str(Path.cwd()),
-        command=command[:_LONGEST_COMMAND],
+        directory=_working_directory(),
+        command=_legible(command)[:_LONGEST_COMMAND],
     )
+
+
+def _working_directory() -> str | None:
+    try:
+        return _legible(str(Path.cwd()))
+    except FileNotFoundError:
+        return None  # It was removed, which is no reason not to train.
+
+
+def _legible(text: str) -> str:
+    """Return a text of the system's that may hold bytes which are no characters."""
+    return text.encode(errors="replace").decode()
 
 
 def _last_holder(run: RunDirectory) -> Holder | None:

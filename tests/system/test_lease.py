@@ -198,6 +198,21 @@ def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
         Lease.take(RunDirectory.at(tmp_path / "file" / "run"))
 
 
+def test_a_trainer_whose_surroundings_are_odd_gets_the_lease(
+    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a working directory that was removed nor an argument of odd bytes is in the way."""
+    monkeypatch.setattr(sys, "argv", ["aegir", "train", "--prompts", os.fsdecode(b"caf\xe9")])
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with Lease.take(run):
+        holder = lease_of(run).holder
+    assert holder
+    assert holder.directory is None
+    assert holder.command == "aegir train --prompts 'caf?'"
+
+
 def test_looking_at_a_lease_makes_nothing(run: RunDirectory) -> None:
     """Nobody holds a directory that is not there."""
     assert lease_of(run) == Holding(held=False)

@@ -58,6 +58,8 @@ class MixingCallback(TrainerCallback):
     ) -> None:
         """Open the journal, and let the first window begin."""
         if self._emit is None and state.is_world_process_zero:
+            # Training that was broken off has left its journal open.
+            self._recorder.close(status="stopped")
             self._recorder = Recorder(JournalSink(RunDirectory.at(str(args.output_dir))))
         self._collected = state.global_step
         self._begin(state.global_step + 1)

@@ -200,6 +200,28 @@ def test_what_fails_does_not_reach_the_training_loop(tmp_path: Path) -> None:
     assert [line.step for line in lines] == [4, 6]
 
 
+def test_training_that_was_broken_off_leaves_its_file_to_the_next(tmp_path: Path) -> None:
+    """The next training of the same trainer writes where the first one did."""
+
+    class BreakingOff(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 3:
+                raise KeyboardInterrupt
+
+    mixer = mixed()
+    trainer = trainer_in(tmp_path, mixer)
+    trainer.add_callback(breaking := BreakingOff())
+    observe_mix(trainer, MixObservation(mixer=mixer))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.remove_callback(breaking)
+    trainer.train()
+
+    run = RunDirectory.at(tmp_path)
+    assert run.lanes("step_metrics") == ["rank0"]
+    assert [line.step for line in read_events(run, "step_metrics")] == [2, 4, 6]
+
+
 def test_it_comes_before_the_trackers_and_after_the_flow(tmp_path: Path) -> None:
     """Trackers report what it adds; the flow has said whether the step is logged."""
     mixer = mixed()
