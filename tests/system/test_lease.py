@@ -202,7 +202,7 @@ def test_a_trainer_whose_surroundings_are_odd_gets_the_lease(
     run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither a working directory that was removed nor an argument of odd bytes is in the way."""
-    monkeypatch.setattr(sys, "argv", ["aegir", "train", "--prompts", os.fsdecode(b"caf\xe9")])
+    monkeypatch.setattr(sys, "argv", ["aegir", "train", "--prompts", os.fsdecode(b"data\xff")])
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
@@ -210,7 +210,7 @@ def test_a_trainer_whose_surroundings_are_odd_gets_the_lease(
         holder = lease_of(run).holder
     assert holder
     assert holder.directory is None
-    assert holder.command == "aegir train --prompts 'caf?'"
+    assert holder.command == "aegir train --prompts 'data?'"
 
 
 def test_looking_at_a_lease_makes_nothing(run: RunDirectory) -> None:
