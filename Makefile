@@ -7,12 +7,14 @@ PYTHON ?= python3
 VENV := .venv
 CORE_VENV := .venv-core
 ARGS ?=
+WORKERS ?= 2
 
 # torch goes in first and alone, as exactly this version: a resolver that sees it among others may
 # choose a build with gigabytes of CUDA libraries where a local index offers one without.
 TORCH := $(shell grep '^torch==' constraints.txt)
 INSTALL := -m pip install --quiet --constraint constraints.txt
-PYTEST := -X dev -W error -m pytest
+# Development mode as a variable, since that is what the test processes inherit.
+PYTEST := -m pytest -n $(WORKERS) --dist worksteal
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # The models of the demo and the tests are tiny: more threads only wait for each other.
@@ -30,11 +32,11 @@ help: ## list the targets
 demo: $(VENV)/.demo ## train a small policy with GRPO and watch it (ARGS="--headless --seed 1")
 	$(VENV)/bin/aegir demo $(ARGS)
 
-test: test-core $(VENV)/.dev ## run all tests (ARGS="-k cursor": some of the whole suite)
-	$(VENV)/bin/python $(PYTEST) $(ARGS)
+test: $(if $(ARGS),,test-core) $(VENV)/.dev ## run all tests (ARGS="-k cursor": some of them; WORKERS=2)
+	PYTHONDEVMODE=1 $(VENV)/bin/python $(PYTEST) $(or $(ARGS),--ignore=tests/core)
 
-test-core: $(CORE_VENV)/.test ## run the core's tests with no extras installed
-	$(CORE_VENV)/bin/python $(PYTEST) tests/core tests/test_imports.py
+test-core: $(CORE_VENV)/.test ## run the core's tests, with no extras installed
+	PYTHONDEVMODE=1 $(CORE_VENV)/bin/python $(PYTEST) tests/core tests/test_imports.py
 
 lint: $(VENV)/.dev ## check style, types, import directions and spelling
 	$(VENV)/bin/ruff check

@@ -10,6 +10,9 @@ from hypothesis import settings
 # models here are so small that a second thread only waits for the first.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Development mode is for the process that runs a test; those that it starts are a user's.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.pop("PYTHONDEVMODE", None)
 # Nothing is downloaded in a test; a hub that cannot be reached must not be waited for.
 os.environ["HF_HUB_OFFLINE"] = "1"
 

@@ -57,7 +57,7 @@ def test_processes_of_other_hosts_and_containers_cannot_be_judged() -> None:
     assert is_alive(replace(here, namespace="pid:[1]")) is None
 
 
-@pytest.mark.parametrize("pid", [0, -1, -os.getpid(), 2**31, 10**30])
+@pytest.mark.parametrize("pid", [0, -1, pytest.param(-os.getpid(), id="own"), 2**31, 10**30])
 def test_numbers_that_no_process_has_prove_nothing(pid: int) -> None:
     """To signal them would mean whole groups of processes, or fail."""
     assert is_alive(replace(this_process(), pid=pid)) is None
