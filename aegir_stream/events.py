@@ -30,7 +30,9 @@ PassName: TypeAlias = Literal["loss", "logprob", "reference", "prefill", "decode
 # -- data events -------------------------------------------------------------------------------
 
 
-class SAELogRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class SAELogRecord(
+    Struct, frozen=True, kw_only=True, omit_defaults=True, rename={"pass_": "pass"}
+):
     """One generated token at one hooked layer, under the policy of one optimizer step.
 
     Attributes:
@@ -44,6 +46,8 @@ class SAELogRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
             reconstruction, in the SAE's input units.
         completion: id of the completion within the step; joins `Completion.completion`. Absent
             where the trainer has no completions.
+        pass_: forward pass that it was read in (`pass` in the file); absent for `loss`. Under
+            `prefill`, `token_index` counts the tokens of the prompt.
     """
 
     step: int
@@ -53,13 +57,17 @@ class SAELogRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     top_feature_activations: tuple[float, ...]
     reconstruction_loss: float
     completion: int | None = None
+    pass_: PassName | None = None
 
 
-class Completion(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Completion(
+    Struct, frozen=True, kw_only=True, omit_defaults=True, rename={"pass_": "pass"}
+):
     """One sampled completion and what it earned.
 
     Attributes:
-        step: optimizer step in which the completion was first trained on.
+        step: optimizer step that trained on the completion; for one of an evaluation, the last
+            step before it.
         completion: id, unique within the step over all ranks.
         rank: process that sampled it.
         group: id of its prompt group within the step (GRPO compares within a group).
@@ -71,6 +79,10 @@ class Completion(Struct, frozen=True, kw_only=True, omit_defaults=True):
         prompt_ids: token ids of the prompt, when asked for.
         token_ids: token ids of the completion, when asked for.
         text: decoded completion, when asked for.
+        iteration: how often it had been trained on before; the line of an iteration after the
+            first is written only where the records of that iteration are.
+        pass_: `eval` for a completion of an evaluation (`pass` in the file); absent for those that
+            are trained on. Ids of the two are counted apart.
     """
 
     step: int
@@ -85,6 +97,8 @@ class Completion(Struct, frozen=True, kw_only=True, omit_defaults=True):
     prompt_ids: tuple[int, ...] | None = None
     token_ids: tuple[int, ...] | None = None
     text: str | None = None
+    iteration: int = 0
+    pass_: PassName | None = None
 
 
 class SAEHealth(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -11,11 +11,12 @@ from aegir_stream.chunk import Chunk
 __all__ = ["Selection"]
 
 
-class _Place(msgspec.Struct):
+class _Place(msgspec.Struct, rename={"pass_": "pass"}):
     step: int
     token_index: int
     layer_index: int
     completion: int | None = None
+    pass_: str = "loss"
 
 
 class _Features(_Place):
@@ -33,6 +34,7 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
         layers: hooked layers.
         ranks: ranks of the writing process.
         features: latents of which at least one has to be among the record's top ones.
+        passes: forward passes, see `aegir_stream.events.PassName`.
         step_min: first step.
         step_max: last step, included.
         every: keep every N-th token of a completion, at all layers. The phase moves on by one
@@ -43,6 +45,7 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
     layers: frozenset[int] = frozenset()
     ranks: frozenset[int] = frozenset()
     features: frozenset[int] = frozenset()
+    passes: frozenset[str] = frozenset()
     step_min: int | None = None
     step_max: int | None = None
     every: int = 1
@@ -82,11 +85,12 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
             place = (_features if self.features else _place).decode(record)
         except msgspec.DecodeError:
             return False
-        return self._has_step_and_layer(place) and self._has_feature(place) and self._in_turn(place)
+        return self._has_place(place) and self._has_feature(place) and self._in_turn(place)
 
-    def _has_step_and_layer(self, place: _Place) -> bool:
+    def _has_place(self, place: _Place) -> bool:
         return (
             (not self.layers or place.layer_index in self.layers)
+            and (not self.passes or place.pass_ in self.passes)
             and (self.step_min is None or place.step >= self.step_min)
             and (self.step_max is None or place.step <= self.step_max)
         )

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from aegir_stream.events import SAELogRecord
+from aegir_stream.events import PassName, SAELogRecord
 
 __all__ = ["Cell", "Heatmap", "HeatmapView"]
 
@@ -38,9 +38,12 @@ class Heatmap(msgspec.Struct):
 
 
 class HeatmapView:
-    """Folds SAE records into a `Heatmap`."""
+    """Folds the SAE records of one forward pass into a `Heatmap`."""
 
     streams = ("sae_features",)
+
+    def __init__(self, *, pass_: PassName = "loss") -> None:
+        self._pass = pass_
 
     def initial(self) -> Heatmap:
         """Return an empty heat map."""
@@ -49,6 +52,8 @@ class HeatmapView:
     def fold(self, state: Heatmap, events: Iterable[SAELogRecord]) -> Heatmap:
         """Add records to their cells."""
         for record in events:
+            if (record.pass_ or "loss") != self._pass:
+                continue
             cell = state.layers.setdefault(record.layer_index, {}).setdefault(record.step, Cell())
             cell.records += 1
             cell.top_activation += next(iter(record.top_feature_activations), 0.0)

@@ -58,7 +58,7 @@ class LossVsReward(msgspec.Struct):
 
 
 class LossVsRewardView:
-    """Joins SAE records with completions into a `LossVsReward`."""
+    """Joins SAE records of the loss pass with completions into a `LossVsReward`."""
 
     streams = ("sae_features", "completions")
 
@@ -71,6 +71,8 @@ class LossVsRewardView:
     ) -> LossVsReward:
         """Add losses of records that belong to a completion, and rewards of completions."""
         for event in events:
+            if event.pass_ not in {None, "loss"}:
+                continue
             if isinstance(event, Completion):
                 state.rewards.setdefault(event.step, {})[event.completion] = event.reward
             elif event.completion is not None:

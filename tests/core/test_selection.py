@@ -49,6 +49,15 @@ def test_conditions_hold_together() -> None:
     assert selection.indices(records, rank=1) == ()
 
 
+def test_a_record_that_names_no_pass_is_of_the_loss_pass() -> None:
+    """Records of other passes name theirs; any number of passes may be asked for."""
+    records = [record(), record()[:-1] + b',"pass":"decode"}', record()[:-1] + b',"pass":"eval"}']
+
+    assert Selection(passes=frozenset({"loss"})).indices(records, rank=0) == [0]
+    assert Selection(passes=frozenset({"loss", "eval"})).indices(records, rank=0) == [0, 2]
+    assert list(EVERYTHING.indices(records, rank=0)) == [0, 1, 2]
+
+
 def test_a_line_that_is_no_record_meets_no_condition() -> None:
     """Foreign lines are passed over by a filter instead of ending the stream."""
     assert Selection(layers=frozenset({0})).indices([b"[1]", b'{"step": 1}'], rank=0) == []

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, TypeAlias, get_args
 
 import typer
 
 from aegir_stream.config import OUTPUT_DIR_VARIABLE, P5Cfg
 from aegir_stream.errors import RunNotFoundError
+from aegir_stream.events import PassName
 from aegir_stream.layout import STREAMS, RunDirectory
 
 __all__ = [
     "Every",
     "Features",
+    "ForwardPass",
     "Layers",
+    "Passes",
     "Ranks",
     "Run",
     "StepMax",
@@ -41,6 +44,13 @@ Layers: TypeAlias = Annotated[
 Features: TypeAlias = Annotated[
     list[int] | None,
     typer.Option("--feature", help="Only tokens on which this latent fired; may be repeated."),
+]
+ForwardPass = StrEnum("ForwardPass", [(name.upper(), name) for name in get_args(PassName)])
+"""The forward passes of a trainer, as a choice."""
+
+Passes: TypeAlias = Annotated[
+    list[ForwardPass] | None,
+    typer.Option("--pass", help="Only this pass; may be repeated."),
 ]
 Ranks: TypeAlias = Annotated[
     list[int] | None, typer.Option("--rank", help="Only this process's records; may be repeated.")

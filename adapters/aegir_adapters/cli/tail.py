@@ -16,6 +16,7 @@ from aegir_adapters.cli.arguments import (
     Every,
     Features,
     Layers,
+    Passes,
     Ranks,
     Run,
     StepMax,
@@ -50,6 +51,7 @@ def tail(
     stream: Annotated[StreamName, typer.Option(help="Which stream.")] = StreamName.SAE_FEATURES,
     layer: Layers = None,
     feature: Features = None,
+    pass_: Passes = None,
     rank: Ranks = None,
     step_min: StepMin = None,
     step_max: StepMax = None,
@@ -75,6 +77,7 @@ def tail(
     selection = Selection(
         layers=frozenset(layer or ()),
         features=frozenset(feature or ()),
+        passes=frozenset(map(str, pass_ or ())),
         ranks=frozenset(rank or ()),
         step_min=step_min,
         step_max=step_max,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import msgspec
 from starlette.datastructures import QueryParams
 
 from aegir_stream.errors import AegirError
+from aegir_stream.events import PassName
 from aegir_stream.selection import Selection
 from aegir_stream.source import Start
 
@@ -20,6 +21,7 @@ _NUMBER = re.compile(r"\d{1,15}")
 _MAX_VALUES = 64
 _MAX_CURSOR = 1024
 _SHOWN = 80
+_PASSES = frozenset(get_args(PassName))
 
 
 class ParameterError(AegirError, ValueError):
@@ -88,6 +90,7 @@ def _selection(values: Mapping[str, Any]) -> Selection:
         layers=values["layer"],
         ranks=values["rank"],
         features=values["feature"],
+        passes=values["pass"],
         step_min=first,
         step_max=last,
         every=values["every"],
@@ -112,6 +115,13 @@ def _numbers(name: str, values: list[str]) -> frozenset[int]:
         allowed = f"at most {_MAX_VALUES} whole numbers, separated by commas"
         raise ParameterError(name, ",".join(values), allowed=allowed)
     return frozenset(_number(name, part) for part in parts)
+
+
+def _passes(name: str, values: list[str]) -> frozenset[str]:
+    parts = frozenset(part for value in values for part in value.split(","))
+    if not parts <= _PASSES:
+        raise ParameterError(name, ",".join(values), allowed="of " + ", ".join(sorted(_PASSES)))
+    return parts
 
 
 def _optional_number(name: str, values: list[str]) -> int | None:
@@ -151,6 +161,7 @@ _PARSERS: Mapping[str, Callable[[str, list[str]], Any]] = {
     "layer": _numbers,
     "rank": _numbers,
     "feature": _numbers,
+    "pass": _passes,
     "step_min": _optional_number,
     "step_max": _optional_number,
     "every": _every,

@@ -16,6 +16,7 @@ def test_all_parameters_are_understood() -> None:
     """Each parameter ends up where it belongs; numbers may be listed or repeated."""
     query = QueryParams(
         "from=start&layer=0,20&layer=4&rank=1&feature=7&step_min=3&step_max=9&every=10&batch=1"
+        "&pass=loss,eval&pass=decode"
     )
 
     assert parse_stream_request(query) == StreamRequest(
@@ -25,6 +26,7 @@ def test_all_parameters_are_understood() -> None:
             layers=frozenset({0, 4, 20}),
             ranks=frozenset({1}),
             features=frozenset({7}),
+            passes=frozenset({"loss", "eval", "decode"}),
             step_min=3,
             step_max=9,
             every=10,
@@ -49,6 +51,7 @@ def test_the_header_of_a_reconnect_wins_over_the_first_address() -> None:
         ("layer=" + ",".join("1" * 65), "layer"),
         ("rank=0x1", "rank"),
         ("feature=1.5", "feature"),
+        ("pass=forward", "pass"),
         ("step_min=1&step_min=2", "step_min"),
         ("step_min=9&step_max=3", "step_max"),
         ("step_max=" + "9" * 5000, "step_max"),
