@@ -16,8 +16,9 @@ from aegir_adapters.web.marks import HeatCell, Marks, RewardPoint, no_marks, tab
 from aegir_adapters.web.response import EventStream, Pace
 from aegir_adapters.web.sharing import WhileWanted
 from aegir_adapters.web.stopping import Stopping
-from aegir_stream.events import GRPOMetrics, Progress, SAELogRecord
+from aegir_stream.events import GRPOMetrics, PassName, Progress, SAELogRecord
 from aegir_stream.layout import RunDirectory
+from aegir_stream.manifest import look_at_manifest
 from aegir_stream.replay import follow
 from aegir_stream.views import Heatmap, HeatmapView, RunState, RunStateView
 
@@ -34,12 +35,12 @@ class Overview(msgspec.Struct):
 
 
 class OverviewView:
-    """Folds records, metrics and progress into an `Overview`."""
+    """Folds records of one forward pass, metrics and progress into an `Overview`."""
 
     streams = (*HeatmapView.streams, *RunStateView.streams)
 
-    def __init__(self) -> None:
-        self._heat = HeatmapView()
+    def __init__(self, *, pass_: PassName = "loss") -> None:
+        self._heat = HeatmapView(pass_=pass_)
         self._run = RunStateView()
 
     def initial(self) -> Overview:
@@ -132,10 +133,20 @@ class OverviewFeed:
                 yield event
 
     async def _fold(self, newest: _Newest) -> None:
-        async with aclosing(follow(self._run, OverviewView())) as replays:
+        view = OverviewView(pass_=await anyio.to_thread.run_sync(_first_pass, self._run))
+        async with aclosing(follow(self._run, view)) as replays:
             async for replayed in replays:
                 newest.publish(*await anyio.to_thread.run_sync(_drawn, replayed.state))
                 await anyio.sleep(_SHORTEST_INTERVAL_S)
+
+
+def _first_pass(run: RunDirectory) -> PassName:
+    """Return the pass whose records are drawn; a run without a manifest records the loss pass."""
+    try:
+        passes = msgspec.convert(look_at_manifest(run).get("passes", []), list[PassName])
+    except msgspec.ValidationError:
+        passes = []
+    return "loss" if "loss" in passes or not passes else passes[0]
 
 
 def _drawn(overview: Overview) -> tuple[Marks, bytes]:

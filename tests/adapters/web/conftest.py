@@ -21,7 +21,7 @@ from starlette.applications import Starlette
 
 from aegir_adapters.web import create_app, serve
 from aegir_stream import codec
-from aegir_stream.events import GRPOMetrics, SAELogRecord
+from aegir_stream.events import GRPOMetrics, PassName, SAELogRecord
 from aegir_stream.layout import RunDirectory
 from aegir_stream.sinks.journal import JournalSink
 from aegir_stream.typing import Append
@@ -127,12 +127,12 @@ class Client:
 class Run:
     """A run that a test writes, through the same sink as a trainer."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, **identity: Any) -> None:
         self.directory = RunDirectory.at(root)
-        self.sink = JournalSink(self.directory, identity={"layers": [0, 4]})
+        self.sink = JournalSink(self.directory, identity={"layers": [0, 4], **identity})
         self.lines: list[str] = []
 
-    async def step(self, step: int, *, tokens: int = 3) -> None:
+    async def step(self, step: int, *, tokens: int = 3, pass_: PassName | None = None) -> None:
         """Append one step: its records at two layers, and its metrics."""
         records = [
             SAELogRecord(
@@ -143,6 +143,7 @@ class Run:
                 top_feature_activations=(2.0 + step, 1.0),
                 reconstruction_loss=0.5,
                 completion=0,
+                pass_=pass_,
             )
             for token in range(tokens)
             for layer in (0, 4)
@@ -173,6 +174,14 @@ class Run:
 def anyio_backend() -> str:
     """Web servers run on asyncio."""
     return "asyncio"
+
+
+@pytest.fixture
+async def sampling_run(tmp_path: Path) -> AsyncIterator[Run]:
+    """A run that records the passes of sampling only."""
+    run = Run(tmp_path / "sampling", passes=["decode", "prefill"])
+    yield run
+    await run.finish()
 
 
 @pytest.fixture

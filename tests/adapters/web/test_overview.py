@@ -44,6 +44,22 @@ async def test_the_picture_follows_the_run(run: Any, client: Any) -> None:
     assert marks["count"][:2] == [3, 3]
 
 
+async def test_a_run_that_records_no_loss_pass_shows_its_first_one(
+    sampling_run: Any, connect: Any
+) -> None:
+    """Of several passes one is drawn, since a token of two would count twice."""
+    await sampling_run.step(1, pass_="decode")
+    await sampling_run.step(1, pass_="prefill")
+    async with (
+        connect(create_app(sampling_run.directory.root)) as client,
+        client.open(STREAM) as stream,
+    ):
+        marks = (await stream.next()).body
+
+    cells = [place for place, mark in enumerate(marks["mark"]) if mark == "cell"]
+    assert [marks["count"][place] for place in cells] == [3, 3]
+
+
 async def test_a_directory_that_cannot_be_read_has_no_marks(tmp_path: Path, connect: Any) -> None:
     """The page says what is wrong; its stream waits for the directory to be readable."""
     async with connect(create_app(tmp_path / ("x" * 300))) as client:
