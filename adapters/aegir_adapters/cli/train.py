@@ -96,7 +96,10 @@ def train(
     ] = None,
     sae: Annotated[
         str | None,
-        typer.Option(help="Directory that holds layer-0 and so on, or a path with {layer} in it."),
+        typer.Option(
+            help="Directory that holds layer-0 and so on, a path with {layer} in it, or a published"
+            " set of SAEs: its directory, or its id on the Hugging Face Hub once it was fetched."
+        ),
     ] = None,
     prompts: Annotated[
         str | None,

@@ -33,24 +33,27 @@ class Fidelity(Struct, frozen=True, kw_only=True):
 
 
 @torch.no_grad()
-def fidelity(sae: SparseAutoencoder, x: Tensor) -> Fidelity:
+def fidelity(sae: SparseAutoencoder, x: Tensor, *, target: Tensor | None = None) -> Fidelity:
     """Return how well an SAE fits activations; the FVU is infinite where they are all equal.
 
     Args:
         sae: the SAE to judge.
         x: residuals. Shape (n, d_model), any floating dtype.
+        target: of a transcoder, what it predicts. Shape (n, d_out).
 
     Raises:
-        ShapeError: x is not of shape (n, d_model), or has fewer than 2 rows.
+        ShapeError: x is not of shape (n, d_model), or has fewer than 2 rows; or the target does not
+            fit.
+        OptionError: a transcoder has no target.
     """
-    top = sae.top(x, k=1)
+    top = sae.top(x, k=1, target=target)
     if x.shape[0] < 2:  # noqa: PLR2004
         raise ShapeError(
             f"Expected at least 2 tokens to take a variance of, got {x.shape[0]}",
             hint="Give the activations of many tokens, some thousands for a steady figure",
         )
     loss = top.reconstruction_loss.double().mean()
-    variance = total_variance(x)
+    variance = total_variance(x if target is None else target)
     return Fidelity(
         fvu=(loss / variance).item(),
         l0=top.l0.double().mean().item(),

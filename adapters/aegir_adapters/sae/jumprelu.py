@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import torch
 from torch import Tensor
 
-from aegir_adapters.sae.autoencoder import SparseAutoencoder
-from aegir_adapters.sae.weights import Origin, Weights, check_shape
+from aegir_adapters.sae.autoencoder import Shared, SparseAutoencoder
+from aegir_adapters.sae.weights import Weights, check_shape
 
 
 class JumpReLUSAE(SparseAutoencoder):
@@ -15,30 +17,19 @@ class JumpReLUSAE(SparseAutoencoder):
     Args:
         weights: see `SparseAutoencoder`.
         threshold: compared with the pre-activation, strictly. Shape (n_latents,).
-        apply_b_dec_to_input: see `SparseAutoencoder`, like `scale` and `origin`.
-        scale: leaves pre-activations, and with them the threshold, as they are.
-        origin: where the weights came from.
+        shared: see `SparseAutoencoder`. A scale leaves pre-activations, and with them the
+            threshold, as they are.
 
     Raises:
         ShapeError: the tensors do not fit together.
         SAEFormatError: the scale is not a positive finite number.
     """
 
-    architecture = "jumprelu"
+    activation = "jumprelu"
     threshold: Tensor
 
-    def __init__(
-        self,
-        weights: Weights,
-        *,
-        threshold: Tensor,
-        apply_b_dec_to_input: bool = True,
-        scale: float = 1.0,
-        origin: Origin | None = None,
-    ) -> None:
-        super().__init__(
-            weights, apply_b_dec_to_input=apply_b_dec_to_input, scale=scale, origin=origin
-        )
+    def __init__(self, weights: Weights, *, threshold: Tensor, **shared: Unpack[Shared]) -> None:
+        super().__init__(weights, **shared)
         check_shape("threshold", threshold, (self.n_latents,), beside=self.w_enc)
         self._keep("threshold", threshold.detach().to(torch.float32).contiguous())
 

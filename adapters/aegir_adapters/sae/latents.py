@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import reduce
+from collections.abc import Iterable
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -32,15 +32,27 @@ class TopLatents(NamedTuple):
     fired: Tensor
 
 
-def join(chunks: Sequence[TopLatents]) -> TopLatents:
-    """Return the latents of consecutive chunks of tokens as those of one batch."""
-    if len(chunks) == 1:
-        return chunks[0]
-    indices, activations, losses, l0, fired = zip(*chunks, strict=True)
-    return TopLatents(
-        torch.cat(indices),
-        torch.cat(activations),
-        torch.cat(losses),
-        torch.cat(l0),
-        reduce(torch.logical_or, fired),
-    )
+def join(chunks: Iterable[TopLatents], *, n: int) -> TopLatents:
+    """Return the latents of consecutive chunks, one at least, of n tokens as those of one batch.
+
+    Each chunk is put into its place before the next one is made. Small results that outlive a
+    chunk would lie between the large blocks of memory that the chunks use, and keep those from
+    being used again: 1.7 GiB for 8,192 tokens and 65,536 latents in chunks of 16 tokens.
+    """
+    remaining = iter(chunks)
+    first = next(remaining)
+    if len(first.indices) == n:
+        return first
+    whole, done = _empty_like(first, n), 0
+    for chunk in chain([first], remaining):
+        size = len(chunk.indices)
+        for part, into in zip(chunk[:-1], whole[:-1], strict=True):
+            into[done : done + size] = part
+        whole.fired.logical_or_(chunk.fired)
+        done += size
+    return whole
+
+
+def _empty_like(chunk: TopLatents, n: int) -> TopLatents:
+    indices, activations, losses, l0 = (part.new_empty(n, *part.shape[1:]) for part in chunk[:-1])
+    return TopLatents(indices, activations, losses, l0, torch.zeros_like(chunk.fired))

@@ -10,7 +10,7 @@ from aegir_adapters.sae.autoencoder import SparseAutoencoder
 class StandardSAE(SparseAutoencoder):
     """An SAE whose code is ``relu(pre)``."""
 
-    architecture = "standard"
+    activation = "standard"
 
     def _code(self, x: Tensor) -> Tensor:
         return self._pre_activations(x).relu()

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from aegir_adapters.sae.autoencoder import SparseAutoencoder, check_k, squared_error
-from aegir_adapters.sae.latents import TopLatents
+from aegir_adapters.sae.autoencoder import Code, Shared, SparseAutoencoder, check_k
 from aegir_adapters.sae.selection import largest
-from aegir_adapters.sae.weights import Origin, Weights
+from aegir_adapters.sae.weights import Weights
 from aegir_stream.errors import SAEFormatError
 
 
@@ -24,9 +23,7 @@ class TopKSAE(SparseAutoencoder):
         rescale_acts_by_decoder_norm: whether pre-activations are multiplied by the norms of the
             decoder's rows before the choice, and divided by them again in the decoder. These are
             the norms after the scale was folded in.
-        apply_b_dec_to_input: see `SparseAutoencoder`, like `scale` and `origin`.
-        scale: what inputs are divided by.
-        origin: where the weights came from.
+        shared: see `SparseAutoencoder`.
 
     Raises:
         ShapeError: the weights do not fit together, or k is not in 1..n_latents.
@@ -34,7 +31,7 @@ class TopKSAE(SparseAutoencoder):
             its norm is zero.
     """
 
-    architecture = "topk"
+    activation = "topk"
     decoder_norm: Tensor | None
 
     def __init__(
@@ -43,13 +40,9 @@ class TopKSAE(SparseAutoencoder):
         *,
         k: int,
         rescale_acts_by_decoder_norm: bool = False,
-        apply_b_dec_to_input: bool = True,
-        scale: float = 1.0,
-        origin: Origin | None = None,
+        **shared: Unpack[Shared],
     ) -> None:
-        super().__init__(
-            weights, apply_b_dec_to_input=apply_b_dec_to_input, scale=scale, origin=origin
-        )
+        super().__init__(weights, **shared)
         check_k(k, self.n_latents)
         self.k = k
         norm = _row_norms(self.w_dec) if rescale_acts_by_decoder_norm else None
@@ -85,17 +78,17 @@ class TopKSAE(SparseAutoencoder):
             indices, self.w_dec, per_sample_weights=activations, mode="sum"
         )
 
-    def _top(self, x: Tensor, k: int) -> TopLatents:
+    def _describe(self, x: Tensor, k: int) -> Code:
         activations, indices = self._active(x)
         active = activations > 0
         # A count and not a boolean assignment, which would wait for the device.
         fired = active.new_zeros(self.n_latents, dtype=torch.int32)
         fired.scatter_add_(0, indices.flatten(), active.flatten().to(torch.int32))
         padding = (0, max(0, k - self.k))
-        return TopLatents(
+        return Code(
             functional.pad(indices[:, :k].to(torch.int32), padding),
             functional.pad(activations[:, :k], padding),
-            squared_error(x, self._reconstruct_active(activations, indices)),
+            self._reconstruct_active(activations, indices),
             active.sum(1, dtype=torch.int32),
             fired > 0,
         )

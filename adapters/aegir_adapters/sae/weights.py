@@ -23,10 +23,11 @@ class Origin(Struct, frozen=True, kw_only=True, omit_defaults=True):
     Attributes:
         layer: decoder layer whose output residual stream it was trained on.
         hook_name: name of the place it reads, as its file has it.
+        hook_name_out: name of the place that a transcoder predicts.
         model_name: model it was trained on.
         repository: repository that it was published in.
         revision: commit of that repository.
-        path: file that it was loaded from.
+        path: where it was loaded from: on this disk, or inside the repository.
     """
 
     layer: int | None = None
@@ -35,6 +36,7 @@ class Origin(Struct, frozen=True, kw_only=True, omit_defaults=True):
     repository: str | None = None
     revision: str | None = None
     path: str | None = None
+    hook_name_out: str | None = None
 
 
 class Weights(NamedTuple):
@@ -43,8 +45,9 @@ class Weights(NamedTuple):
     Attributes:
         w_enc: encoder. Shape (d_model, n_latents).
         b_enc: encoder bias. Shape (n_latents,).
-        w_dec: decoder, one direction per latent. Shape (n_latents, d_model).
-        b_dec: decoder bias. Shape (d_model,).
+        w_dec: decoder, one direction per latent. Shape (n_latents, d_model); a transcoder's may
+            have another width.
+        b_dec: decoder bias. Shape (d_model,), or that other width.
     """
 
     w_enc: Tensor
@@ -56,19 +59,24 @@ class Weights(NamedTuple):
         """Return them detached, contiguous and in float32, copied only where they are not."""
         return Weights(*(tensor.detach().to(torch.float32).contiguous() for tensor in self))
 
-    def check_shapes(self) -> None:
+    def check_shapes(self, *, transcodes: bool = False) -> None:
         """Make sure that the tensors fit together.
 
+        Args:
+            transcodes: whether the decoder may have another width than the encoder reads.
+
         Raises:
-            ShapeError: `w_enc` is no matrix, or another tensor has not the shape it demands.
+            ShapeError: a matrix is none, or another tensor has not the shape it demands.
         """
-        if self.w_enc.ndim != 2:  # noqa: PLR2004
-            raise ShapeError(
-                f"Expected `w_enc` with 2 dimensions, got shape {tuple(self.w_enc.shape)}",
-                hint=ORIENTATION,
-            )
+        for name, matrix in (("w_enc", self.w_enc), ("w_dec", self.w_dec)):
+            if matrix.ndim != 2:  # noqa: PLR2004
+                raise ShapeError(
+                    f"Expected `{name}` with 2 dimensions, got shape {tuple(matrix.shape)}",
+                    hint=ORIENTATION,
+                )
         d_model, n_latents = self.w_enc.shape
-        expected = {"b_enc": (n_latents,), "w_dec": (n_latents, d_model), "b_dec": (d_model,)}
+        width = self.w_dec.shape[1] if transcodes else d_model
+        expected = {"b_enc": (n_latents,), "w_dec": (n_latents, width), "b_dec": (width,)}
         for name, shape in expected.items():
             check_shape(name, getattr(self, name), shape, beside=self.w_enc)
 

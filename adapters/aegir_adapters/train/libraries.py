@@ -27,6 +27,7 @@ __all__ = [
 MINIMUMS = {
     "accelerate": "1.4",
     "datasets": "3.0",
+    "huggingface-hub": "0.30",
     "numpy": "2.0",
     "safetensors": "0.5",
     "torch": "2.6",

@@ -28,7 +28,7 @@ FRAMEWORK_BYTES = 1 << 30
 """What a CUDA context with its libraries takes before the first tensor, generously."""
 
 ENCODE_BYTES = 2 * (4 << 24)
-"""Pre-activations that `aegir_adapters.sae` holds at once (`CHUNK_ELEMENTS` float32), and the code
+"""Pre-activations that `aegir_adapters.sae` holds at once (`GPU_CHUNK_ELEMENTS` float32), and the code
 made from them."""
 
 _ADAM_STATES = 2

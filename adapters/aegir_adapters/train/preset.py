@@ -92,7 +92,8 @@ class Saes(Struct, frozen=True, kw_only=True):
     Attributes:
         hooked: how many layers are hooked, evenly spaced (see `default_layers_to_hook`).
         path: where the SAE of each layer lies: `{layer}` in it is replaced by the layer's number;
-            without it, a directory that holds `layer-0`, `layer-20` and so on.
+            without it, a directory that holds `layer-0`, `layer-20` and so on, or a published set
+            of SAEs, in a directory or fetched from the hub as `owner/name`.
         published: where they can be had, for messages.
         latents: their width, for the memory estimate.
         l0: latents that are active on a token.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from importlib import resources
 from pathlib import Path
@@ -20,6 +21,8 @@ __all__ = ["decode_preset", "load_preset", "preset_names"]
 _SUFFIX = ".toml"
 _PATHS = (("policy", "model"), ("sae", "path"), ("prompts", "path"))
 """Keys whose values are paths; relative ones count from the file's directory."""
+
+_OWNED = re.compile(r"(?!\.)[\w.-]+/(?!\.)[\w.-]+", re.ASCII)
 
 
 def preset_names() -> list[str]:
@@ -91,8 +94,18 @@ def _anchor(tables: dict[str, Any], directory: Path) -> None:
         if not isinstance(values, dict) or not isinstance(path := values.get(key), str):
             continue
         anchored = directory / Path(path).expanduser()
-        if (table, key) != ("policy", "model") or path.startswith(".") or anchored.exists():
+        if not _may_be_id(table, path) or anchored.exists():
             values[key] = str(anchored)
+
+
+def _may_be_id(table: str, path: str) -> bool:
+    """Return whether a path may be an id on the hub: prompts are files, SAEs have an owner."""
+    match table:
+        case "policy":
+            return not path.startswith(".")
+        case "sae":
+            return _OWNED.fullmatch(path) is not None
+    return False
 
 
 def _check_keys(tables: Mapping[str, Any], kind: Any, *, source: str, at: str) -> None:

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from aegir_adapters.train.checks import Check, missing, ok
+from aegir_adapters.train.libraries import hub_offline
 from aegir_adapters.train.model_files import ModelFiles, read_model_files, tensors_in
+from aegir_stream.errors import MissingExtraError, SAEFormatError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from aegir_adapters.train.preset import Policy, Saes
 
-__all__ = ["ModelSource", "check_model", "check_saes", "model_source", "sae_directory"]
+__all__ = ["ModelSource", "check_model", "check_saes", "model_source", "sae_place"]
 
 _CONFIG = "cfg.json"
 _WEIGHTS = "sae_weights.safetensors"
@@ -84,13 +86,15 @@ def check_model(source: ModelSource | None, policy: Policy) -> Check:
     return ok("model", f"{files.directory}: {files.layers} layers{size}{note}")
 
 
-def sae_directory(path: str, layer: int) -> Path:
-    """Return where the SAE of a layer lies, or should."""
+def sae_place(path: str, layer: int) -> tuple[str, int | None]:
+    """Return where the SAE of a layer lies, and the layer if those of others lie there as well."""
     if "{layer}" in path:
-        return Path(path.replace("{layer}", str(layer))).expanduser()
+        return path.replace("{layer}", str(layer)), None
     root = Path(path).expanduser()
-    names = (f"layer-{layer}", f"layer_{layer}")
-    return next((root / name for name in names if (root / name).is_dir()), root / names[0])
+    for name in (f"layer-{layer}", f"layer_{layer}"):
+        if (root / name).is_dir():
+            return str(root / name), None
+    return path, layer
 
 
 def check_saes(saes: Saes, layers: Sequence[int], *, width: int | None) -> Check:
@@ -101,17 +105,32 @@ def check_saes(saes: Saes, layers: Sequence[int], *, width: int | None) -> Check
         return missing(
             "SAEs",
             f"no directory is named{published}",
-            f"Name one with --sae that holds {wanted}, each in the format of SAELens v6",
+            f"Name one with --sae that holds {wanted}, or a published set of them that was fetched",
         )
-    faults = [
-        fault for layer in layers if (fault := _sae_fault(sae_directory(saes.path, layer), width))
-    ]
+    places = [sae_place(saes.path, layer) for layer in layers]
+    faults = [fault for place, layer in places if (fault := _sae_fault(place, layer, width))]
     if faults:
         return missing("SAEs", "; ".join(faults), "Save them with save_sae, or name others: --sae")
     return ok("SAEs", f"{saes.path}: layers {', '.join(map(str, layers))}")
 
 
-def _sae_fault(directory: Path, width: int | None) -> str | None:
+def _sae_fault(place: str, layer: int | None, width: int | None) -> str | None:
+    directory = Path(place).expanduser()
+    if (directory / _CONFIG).is_file() and (directory / _WEIGHTS).is_file():
+        return _saelens_fault(directory, width)
+    try:
+        from aegir_adapters.sae import find_sae  # noqa: PLC0415 - needs the extra, takes seconds
+
+        with hub_offline():
+            found = find_sae(place, layer=layer)
+    except (SAEFormatError, MissingExtraError) as error:
+        return str(error)
+    except ImportError:
+        return None
+    return f"{found.weights}: {found.needs_scale}" if found.needs_scale else None
+
+
+def _saelens_fault(directory: Path, width: int | None) -> str | None:
     try:
         config = json.loads((directory / _CONFIG).read_bytes())
         d_in = config["d_in"]

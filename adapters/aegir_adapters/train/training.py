@@ -21,7 +21,7 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from aegir_adapters.sae import SparseAutoencoder, load_sae
-from aegir_adapters.train.sources import sae_directory
+from aegir_adapters.train.sources import sae_place
 from aegir_adapters.trainer import observe, verify_resume
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ def load_saes(path: str, layers: Sequence[int]) -> dict[int, SparseAutoencoder]:
     Raises:
         SAEFormatError: see `aegir_adapters.sae.load_sae`.
     """
-    return {layer: load_sae(sae_directory(path, layer)) for layer in layers}
+    places = {layer: sae_place(path, layer) for layer in layers}
+    return {layer: load_sae(place, layer=chosen) for layer, (place, chosen) in places.items()}
 
 
 def grpo_config(preset: Preset, output_dir: Path) -> GRPOConfig:

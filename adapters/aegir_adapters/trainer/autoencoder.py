@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["SparseAutoencoder", "TopLatents"]
+__all__ = ["Latents", "SparseAutoencoder", "TopLatents"]
 
 
-class TopLatents(Protocol):
-    """What an SAE says about n tokens; tensors on its device."""
+class Latents(Protocol):
+    """What is recorded of n tokens; tensors on the SAE's device."""
 
     @property
     def indices(self) -> Tensor:
@@ -30,6 +30,10 @@ class TopLatents(Protocol):
     def reconstruction_loss(self) -> Tensor:
         """float32 (n,), ``||x - SAE(x)||^2`` summed over d_model."""
         ...
+
+
+class TopLatents(Latents, Protocol):
+    """What an SAE says about n tokens, its health included."""
 
     @property
     def l0(self) -> Tensor:

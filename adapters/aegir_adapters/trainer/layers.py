@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from aegir_adapters.trainer.autoencoder import SparseAutoencoder
 
-__all__ = ["check_layers", "check_saes", "decoder_layers", "default_layers_to_hook"]
+__all__ = ["check_layers", "check_saes", "decoder_layers", "default_layers_to_hook", "unwrapped"]
 
 _WRAPPERS = ("module", "_orig_mod")
 """Attributes under which DDP and `torch.compile` keep the module they wrap."""
@@ -31,6 +32,9 @@ _PATHS = (
     "layers",
     "h",
 )
+
+_INSIDE_A_LAYER = re.compile(r"blocks\.\d+\.(?!hook_resid_(?:pre|post)$)")
+"""How SAELens and those who follow it name places in a layer, its input and output aside."""
 
 _WIDTHS = ("hidden_size", "n_embd", "d_model")
 
@@ -62,7 +66,7 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
         LayerError: the model has no list of layers in a known place, nor exactly one whose length
             is the number of layers its configuration declares.
     """
-    model = _unwrapped(model)
+    model = unwrapped(model)
     for path in _PATHS:
         found = _at(model, path)
         if isinstance(found, nn.ModuleList) and len(found):
@@ -99,21 +103,24 @@ def check_layers(layers: Iterable[int], num_layers: int) -> list[int]:
 
 
 def check_saes(saes: Mapping[int, SparseAutoencoder], model: nn.Module, *, top_k: int) -> None:
-    """Return if every SAE reads vectors as wide as the model's residual stream, and has k latents.
+    """Return if every SAE reads what its layer puts out, and has k latents.
 
-    The width of a model whose configuration states none is not judged.
+    The width of a model whose configuration states none is not judged, nor the place that an SAE
+    reads where its `identity` names none.
 
     Raises:
+        LayerError: an SAE is a transcoder, or reads another place of the model.
         ShapeError: an SAE's `d_model` is not the model's, or it has fewer than `top_k` latents.
     """
-    config = _text_config(_unwrapped(model))
+    config = _text_config(unwrapped(model))
     widths = (getattr(config, name, None) for name in _WIDTHS)
     width = next((value for value in widths if isinstance(value, int)), None)
     for layer, sae in saes.items():
+        _check_place(sae, layer)
         if width is not None and sae.d_model != width:
             raise ShapeError(
                 f"Expected an SAE with d_model {width} at layer {layer}, got {sae.d_model}",
-                hint=f"Load an SAE that was trained on `{type(_unwrapped(model)).__name__}`",
+                hint=f"Load an SAE that was trained on `{type(unwrapped(model)).__name__}`",
             )
         if not 1 <= top_k <= sae.n_latents:
             raise ShapeError(
@@ -122,17 +129,37 @@ def check_saes(saes: Mapping[int, SparseAutoencoder], model: nn.Module, *, top_k
             )
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def _check_place(sae: SparseAutoencoder, layer: int) -> None:
+    """Make sure that an SAE reads the residual stream behind a layer, as far as it says."""
+    identity = sae.identity()
+    hook, reads = identity.get("hook_name"), identity.get("layer")
+    is_transcoder = getattr(sae, "is_transcoder", False)
+    if is_transcoder or _INSIDE_A_LAYER.match(str(hook)):
+        raise LayerError(
+            f"Expected an SAE of the residual stream at layer {layer}, got"
+            f" {'a transcoder' if is_transcoder else 'one'} of `{hook}`",
+            hint="Only what decoder layers put out is captured; load an SAE that was trained on it",
+        )
+    if reads is not None and reads != layer:
+        raise LayerError(
+            f"Expected an SAE of layer {layer}, got one of layer {reads} (`{hook}`)",
+            hint=f"Pass it for layer {reads}, or set its `origin` to Origin() to record it all the"
+            " same",
+        )
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside whatever wraps it (DDP, FSDP, compile, PEFT)."""
     for name in _WRAPPERS:
         inner = getattr(model, name, None)
         if isinstance(inner, nn.Module):
-            return _unwrapped(inner)
+            return unwrapped(inner)
     # PEFT keeps the model it adapts, layers in place, at `base_model.model`. Every transformers
     # model has a `base_model` too, which is a plain property without that second step.
     if callable(getattr(model, "get_base_model", None)):
         inner = _at(model, "base_model.model")
         if isinstance(inner, nn.Module):
-            return _unwrapped(inner)
+            return unwrapped(inner)
     return model
 
 

@@ -1,13 +1,36 @@
 from __future__ import annotations
 
+import importlib
+import logging
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
-from aegir_adapters.sae import JumpReLUSAE, SparseAutoencoder, StandardSAE, TopKSAE, Weights
+from aegir_adapters.sae import (
+    GatedSAE,
+    JumpReLUSAE,
+    SparseAutoencoder,
+    StandardSAE,
+    TopKSAE,
+    Weights,
+)
 
 MakeWeights = Callable[..., Weights]
+
+
+@pytest.fixture(scope="session")
+def sae_lens() -> Any:
+    """Give SAELens, whose import takes some 8 s, warns of its own and silences transformers."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = importlib.import_module("sae_lens")
+    logger.setLevel(level)
+    return module
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +45,10 @@ def make_weights() -> MakeWeights:
     return make
 
 
-@pytest.fixture(scope="session", params=["standard", "topk", "topk_rescaled", "jumprelu"])
+@pytest.fixture(
+    scope="session",
+    params=["standard", "topk", "topk_rescaled", "jumprelu", "gated", "layer_norm"],
+)
 def make_sae(
     request: pytest.FixtureRequest, make_weights: MakeWeights
 ) -> Callable[..., SparseAutoencoder]:
@@ -34,6 +60,11 @@ def make_sae(
             return StandardSAE(weights)
         if request.param == "jumprelu":
             return JumpReLUSAE(weights, threshold=weights.b_enc.abs())
+        if request.param == "gated":
+            bias = weights.b_enc
+            return GatedSAE(weights, b_mag=bias.roll(1), r_mag=bias.roll(2) / 2)
+        if request.param == "layer_norm":
+            return StandardSAE(weights, normalize_activations="layer_norm")
         rescale = request.param == "topk_rescaled"
         return TopKSAE(weights, k=min(5, n_latents), rescale_acts_by_decoder_norm=rescale)
 

@@ -38,9 +38,11 @@ def test_a_perfect_sae_leaves_nothing_unexplained(make_tokens: MakeTokens) -> No
     assert figures.dead_share == 0
 
 
-def test_equal_tokens_have_no_variance_to_explain(make_sae: MakeSAE) -> None:
+def test_equal_tokens_have_no_variance_to_explain(
+    make_sae: MakeSAE, make_tokens: MakeTokens
+) -> None:
     """The FVU of tokens that are all equal is infinite, not an exception."""
-    assert math.isinf(fidelity(make_sae(), torch.ones(4, 8)).fvu)
+    assert math.isinf(fidelity(make_sae(), make_tokens(1).expand(4, 8)).fvu)
 
 
 @pytest.mark.parametrize("n", [0, 1])

@@ -1,4 +1,4 @@
-"""The on-disk format of SAELens v6, from files written here by hand as it publishes them."""
+"""The on-disk format of SAELens, from files written here by hand as it publishes them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aegir_adapters.sae import (
@@ -163,6 +163,7 @@ def test_half_precision_files_are_widened(tmp_path: Path, make_sae: MakeSAE) -> 
     assert torch.equal(sae.w_enc, stored["W_enc"].float())
 
 
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**32), n_latents=st.integers(1, 40), d_model=st.integers(1, 10))
 def test_saving_and_loading_changes_no_bit(
     tmp_path_factory: pytest.TempPathFactory,
@@ -221,20 +222,30 @@ def test_the_files_are_those_of_saelens(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"architecture": "gated"}, r"`standard`, `topk` or `jumprelu`, got `gated`"),
+        ({"architecture": "temporal"}, r"`standard`, `topk`, .*`, got `temporal`"),
+        ({"architecture": "gated"}, r"`W_dec`, `W_enc`, .*`b_gate`, .*got .*`b_gate`.* missing"),
+        ({"architecture": "transcoder"}, r"got nothing - at `\$\.d_out`.*Add the width"),
+        ({"architecture": "transcoder", "d_out": 8}, r"apply_b_dec_to_input=False.*it predicts"),
+        ({"architecture": "transcoder", "d_out": 7}, r"`W_dec` of shape \(24, 7\), got \(24, 8\)"),
         ({"d_in": "8"}, r"Expected `int`, got `str` - at `\$\.d_in`"),
-        ({"metadata": {}}, r"SAELens 6 or newer, got no version.*save_model"),
-        ({"metadata": {"sae_lens_version": "5.11.0"}}, r"6 or newer, got 5\.11\.0"),
+        (
+            {"metadata": {}, "activation_fn_str": "tanh-relu"},
+            r"`relu` or `topk`, got `tanh-relu` - at `\$\.activation_fn`",
+        ),
+        ({"metadata": {"sae_lens_version": "5.11.0"}, "d_sae": None}, r"at `\$\.d_sae`"),
         ({"architecture": "topk"}, r"got nothing - at `\$\.k`.*Add the `k`"),
         ({"architecture": "topk", "k": 25}, r"k in 1\.\.24, got 25"),
-        ({"normalize_activations": "layer_norm"}, r"got `layer_norm`.*constant factor"),
+        (
+            {"normalize_activations": "covariance_whitening"},
+            r"`layer_norm`, got `covariance_whitening`.*not in its files",
+        ),
         (
             {"normalize_activations": "expected_average_only_in"},
-            r"needs a factor that is not in the file.*Pass scale=.* / 8\*\*0\.5",
+            r"needs a factor that is not in the file.*Pass scale=.* / x\.shape\[1\]\*\*0\.5",
         ),
         ({"reshape_activations": "hook_z"}, r"got `hook_z`.*residual stream"),
         ({"d_sae": 12}, r"`W_enc` of shape \(8, 12\), got \(8, 24\)"),
-        ({"architecture": "jumprelu"}, r"and `threshold`, got `W_dec`.*of architecture `jumprelu`"),
+        ({"architecture": "jumprelu"}, r"and `threshold`, got `W_dec`.*`threshold` missing"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_explained(
@@ -276,8 +287,11 @@ def transpose(tensors: Tensors) -> None:
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (lambda tensors: tensors.pop("b_enc"), r"and `b_dec`, got `W_dec`, `W_enc` and `b_dec`"),
-        (lambda tensors: tensors.update(W_skip=tensors["W_enc"]), r"`W_skip`.*no others"),
+        (
+            lambda tensors: tensors.pop("b_enc"),
+            r"got `W_dec`, `W_enc` and `b_dec` \(`b_enc` missing",
+        ),
+        (lambda tensors: tensors.update(W_skip=tensors["W_enc"]), r"`W_skip` unknown"),
         (spoil, r"finite values in `W_dec`, got 1 of 192 that are NaN"),
         (overflow, r"finite values in `b_enc`, got 2 of 24"),
         (transpose, r"`W_enc` of shape \(8, 24\), got \(24, 8\).*This one is transposed"),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters.trainer import tiny
-from aegir_adapters.sae.autoencoder import CHUNK_ELEMENTS
+from aegir_adapters.sae.autoencoder import GPU_CHUNK_ELEMENTS
 from aegir_adapters.train import Workload, estimate_memory, load_preset
 from aegir_adapters.train.estimates import disk_bytes, log_bytes_per_step, memory_of, workload_of
 from aegir_adapters.train.memory import ENCODE_BYTES, lora_parameters, sae_bytes
@@ -69,7 +69,7 @@ def test_saes_are_exact() -> None:
 
 def test_a_chunk_of_codes_is_what_the_saes_take() -> None:
     """The estimate follows the SAEs' own bound."""
-    assert 2 * 4 * CHUNK_ELEMENTS == ENCODE_BYTES
+    assert 2 * 4 * GPU_CHUNK_ELEMENTS == ENCODE_BYTES
 
 
 def test_adapters_leave_the_weights_without_gradients() -> None:

@@ -79,3 +79,13 @@ def test_paths_count_from_where_the_preset_lies(tmp_path: Path) -> None:
     assert preset.prompts.path == "/far/prompts.jsonl"
     assert preset_of(tmp_path, '[policy]\nmodel = "some/model"').policy.model == "some/model"
     assert preset_of(tmp_path, '[policy]\nmodel = "./gone"').policy.model == str(tmp_path / "gone")
+
+
+@pytest.mark.parametrize("path", ["saes/layer-{layer}", "saes", "./some/saes", "a/b/c"])
+def test_what_cannot_be_an_id_of_the_hub_is_a_path(tmp_path: Path, path: str) -> None:
+    """A set of SAEs on the hub has an owner and a name; what exists beside the file is the file."""
+    anchored = preset_of(tmp_path, f'[sae]\npath = "{path}"').sae.path
+    assert anchored == str(tmp_path / path)
+    assert preset_of(tmp_path, '[sae]\npath = "some/saes"').sae.path == "some/saes"
+    (tmp_path / "some/saes").mkdir(parents=True)
+    assert preset_of(tmp_path, '[sae]\npath = "some/saes"').sae.path == str(tmp_path / "some/saes")

@@ -98,7 +98,26 @@ def test_saes_are_checked_layer_by_layer(tmp_path: Path) -> None:
     assert "sae_weights.safetensors is missing or damaged" in detail
     (tmp_path / "saes" / "layer-2" / "cfg.json").unlink()
     again = planned(directory / "preset.toml", tmp_path / "run", sae_num_layers=3)
-    assert "layer-2 holds no cfg.json" in faults(again)["SAEs"]
+    assert "got no cfg.json" in faults(again)["SAEs"]
+
+
+def test_a_published_set_of_saes_is_as_good(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder in another format holds the layers by its own names; a lack is told in them."""
+    published = tmp_path / "SAE-Res-Tiny-W1K-L0_4"
+    published.mkdir()
+    for layer in (0, 1):
+        (published / f"layer{layer}.sae.pt").touch()
+    preset, options = write_preset(tmp_path, SAVED).rename(saved / "other.toml"), tmp_path / "run"
+    assert "SAEs" not in faults(planned(preset, options, sae=str(published)))
+    (published / "layer1.sae.pt").unlink()
+    detail = faults(planned(preset, options, sae=str(published)))["SAEs"]
+    assert "SAE of layer 1, got `layer0.sae.pt`" in detail
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    unknown = faults(planned(preset, options, sae="Qwen/SAE-Res-Tiny-W1K-L0_4"))["SAEs"]
+    assert "Nor is there a directory of that name" in unknown
+    assert "hf download Qwen/SAE-Res-Tiny-W1K-L0_4" in unknown
 
 
 @pytest.mark.parametrize(

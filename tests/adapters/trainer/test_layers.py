@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -109,6 +109,42 @@ def test_an_sae_of_another_width_is_named() -> None:
     """The error names the layer, the SAE's width and the model's."""
     with pytest.raises(ShapeError, match="d_model 32 at layer 1, got 48"):
         check_saes({1: TinySAE(seed=0, d_model=48)}, model(), top_k=4)
+
+
+class _Placed(TinySAE):
+    """An SAE that says which place of the model it reads."""
+
+    def __init__(self, **place: Any) -> None:
+        super().__init__(seed=0)
+        self._place = place
+
+    def identity(self) -> dict[str, Any]:
+        """Return it with the place."""
+        return {**super().identity(), **self._place}
+
+
+@pytest.mark.parametrize("hook", ["hook_mlp_out", "attn.hook_z", "hook_resid_mid"])
+def test_an_sae_of_another_place_is_named(hook: str) -> None:
+    """One of an MLP is as wide as the residual stream, and would be fed what it never saw."""
+    sae = _Placed(hook_name=f"blocks.1.{hook}")
+    with pytest.raises(LayerError, match=f"residual stream at layer 1, got one of `.*{hook}`"):
+        check_saes({1: sae}, model(), top_k=4)
+
+
+def test_a_transcoder_is_refused_on_the_residual_stream() -> None:
+    """The error names what it reads: it says nothing of how well it predicts another place."""
+    sae = _Placed(hook_name="blocks.1.ln2.hook_normalized")
+    sae.is_transcoder = True  # type: ignore[attr-defined]  # as the SAEs that load_sae gives
+    with pytest.raises(LayerError, match=r"got a transcoder of `blocks\.1\.ln2"):
+        check_saes({1: sae}, model(), top_k=4)
+
+
+def test_an_sae_of_another_layer_is_named() -> None:
+    """The input of block 2 is the output of layer 1, and belongs there."""
+    sae = _Placed(hook_name="blocks.2.hook_resid_pre", layer=1)
+    check_saes({1: sae}, model(), top_k=4)
+    with pytest.raises(LayerError, match=r"layer 2, got one of layer 1 \(`blocks\.2.*Origin\(\)"):
+        check_saes({2: sae}, model(), top_k=4)
 
 
 def test_more_latents_than_there_are_cannot_be_recorded() -> None:
