@@ -30,9 +30,7 @@ PassName: TypeAlias = Literal["loss", "logprob", "reference", "prefill", "decode
 # -- data events -------------------------------------------------------------------------------
 
 
-class SAELogRecord(
-    Struct, frozen=True, kw_only=True, omit_defaults=True, rename={"pass_": "pass"}
-):
+class SAELogRecord(Struct, frozen=True, kw_only=True, omit_defaults=True, rename={"pass_": "pass"}):
     """One generated token at one hooked layer, under the policy of one optimizer step.
 
     Attributes:
@@ -60,9 +58,7 @@ class SAELogRecord(
     pass_: PassName | None = None
 
 
-class Completion(
-    Struct, frozen=True, kw_only=True, omit_defaults=True, rename={"pass_": "pass"}
-):
+class Completion(Struct, frozen=True, kw_only=True, omit_defaults=True, rename={"pass_": "pass"}):
     """One sampled completion and what it earned.
 
     Attributes:
@@ -82,7 +78,8 @@ class Completion(
         iteration: how often it had been trained on before; the line of an iteration after the
             first is written only where the records of that iteration are.
         pass_: `eval` for a completion of an evaluation (`pass` in the file); absent for those that
-            are trained on. Ids of the two are counted apart.
+            are trained on. Ids of the two are counted apart. Any other name: the step has records
+            of the completion, but trains on it later, where it has a line of its own.
     """
 
     step: int

@@ -36,7 +36,7 @@ def test_views_look_at_one_pass_of_a_token() -> None:
 
 def test_losses_and_rewards_of_an_evaluation_are_not_those_of_training() -> None:
     """Completions of an evaluation are numbered apart: the same id is another completion."""
-    events = [
+    events: list[SAELogRecord | Completion] = [
         completion(None, reward=0.5),
         completion("eval", reward=0.9),
         record(None, loss=1.0),

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, TypeAlias, get_args
+from typing import Annotated, TypeAlias
 
 import typer
 
 from aegir_stream.config import OUTPUT_DIR_VARIABLE, P5Cfg
 from aegir_stream.errors import RunNotFoundError
-from aegir_stream.events import PassName
 from aegir_stream.layout import STREAMS, RunDirectory
 
 __all__ = [
@@ -27,6 +26,18 @@ __all__ = [
     "open_log",
     "open_run",
 ]
+
+
+class ForwardPass(StrEnum):
+    """The forward passes of a trainer (`aegir_stream.events.PassName`)."""
+
+    LOSS = "loss"
+    LOGPROB = "logprob"
+    REFERENCE = "reference"
+    PREFILL = "prefill"
+    DECODE = "decode"
+    EVAL = "eval"
+
 
 Run: TypeAlias = Annotated[
     Path,
@@ -45,9 +56,6 @@ Features: TypeAlias = Annotated[
     list[int] | None,
     typer.Option("--feature", help="Only tokens on which this latent fired; may be repeated."),
 ]
-ForwardPass = StrEnum("ForwardPass", [(name.upper(), name) for name in get_args(PassName)])
-"""The forward passes of a trainer, as a choice."""
-
 Passes: TypeAlias = Annotated[
     list[ForwardPass] | None,
     typer.Option("--pass", help="Only this pass; may be repeated."),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -13,15 +13,23 @@ from rich.console import Console
 from rich.table import Table
 
 from aegir_adapters.cli.arguments import DEFAULT_RUN, Run, open_log
+from aegir_adapters.cli.notes import note_lines
 from aegir_adapters.cli.pipe import quiet_pipe
 from aegir_stream.chunk import Chunk
-from aegir_stream.events import Corrupt, Gap
+from aegir_stream.events import Corrupt, Gap, Note
 from aegir_stream.lane import LaneReader
 from aegir_stream.layout import STREAMS, RunDirectory
 from aegir_stream.lineage import Lineage, read_header, survey
 from aegir_stream.manifest import look_at_manifest
 
-__all__ = ["SegmentRow", "inspect"]
+__all__ = ["SegmentRow", "ToldNote", "inspect"]
+
+
+class ToldNote(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that the writer of a segment told its readers, such as the capture self-test."""
+
+    kind: str
+    detail: dict[str, Any]
 
 
 class SegmentRow(msgspec.Struct, kw_only=True):
@@ -38,6 +46,7 @@ class SegmentRow(msgspec.Struct, kw_only=True):
     damaged: int = 0
     bytes: int = 0
     path: str = ""
+    notes: list[ToldNote] = []
 
 
 def inspect(
@@ -48,6 +57,9 @@ def inspect(
     ] = False,
 ) -> None:
     """List the segments of a run: what each holds, whether it survives resumes, what is damaged.
+
+    Below them, what the log says about itself: the self-test of the first step, what is joined and
+    sampled, in what a resumed run differs.
 
     Reads every file once. Example: aegir inspect runs/demo-1
     """
@@ -61,6 +73,8 @@ def inspect(
     console = Console()
     console.print(_identity(directory))
     console.print(_table(rows))
+    for line in _told(rows):
+        console.print(line, markup=False, highlight=False)
 
 
 def _rows(run: RunDirectory, stream: str) -> Iterator[SegmentRow]:
@@ -96,6 +110,8 @@ def _count(reader: LaneReader, rows: dict[int, SegmentRow]) -> None:
             match delivery:
                 case Chunk(records=records):
                     row.records += len(records)
+                case Note(kind=kind, detail=detail):
+                    row.notes.append(ToldNote(kind=kind, detail=detail))
                 case Gap(records=dropped):
                     row.dropped += dropped
                 case Corrupt(lines=lines):
@@ -106,6 +122,16 @@ def _identity(run: RunDirectory) -> str:
     manifest = look_at_manifest(run)
     attempts = manifest.get("attempts", ())
     return f"run {manifest.get('run_id', 'without a manifest')}, {len(attempts)} attempt(s)"
+
+
+def _told(rows: list[SegmentRow]) -> Iterator[str]:
+    """Yield the notes of the segments that survive, each under the file that it stands in."""
+    for row in rows:
+        if row.survives and row.notes:
+            yield f"{row.path} (attempt {row.attempt or '-'})"
+            for note in row.notes:
+                for line in note_lines(Note(kind=note.kind, detail=note.detail)):
+                    yield f"  {line}"
 
 
 def _table(rows: list[SegmentRow]) -> Table:

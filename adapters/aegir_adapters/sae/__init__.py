@@ -14,7 +14,6 @@ from aegir_adapters.sae.fidelity import Fidelity, fidelity
 from aegir_adapters.sae.gated import GatedSAE
 from aegir_adapters.sae.groupmax import GroupMaxSAE
 from aegir_adapters.sae.jumprelu import JumpReLUSAE
-from aegir_adapters.sae.labels import Labels, load_labels
 from aegir_adapters.sae.latents import TopLatents
 from aegir_adapters.sae.loading import find_sae, load_sae
 from aegir_adapters.sae.saelens import save_sae
@@ -29,7 +28,6 @@ __all__ = [
     "GatedSAE",
     "GroupMaxSAE",
     "JumpReLUSAE",
-    "Labels",
     "Origin",
     "SparseAutoencoder",
     "StandardSAE",
@@ -40,7 +38,6 @@ __all__ = [
     "Weights",
     "fidelity",
     "find_sae",
-    "load_labels",
     "load_sae",
     "save_sae",
     "train_topk",

@@ -28,8 +28,8 @@ FRAMEWORK_BYTES = 1 << 30
 """What a CUDA context with its libraries takes before the first tensor, generously."""
 
 ENCODE_BYTES = 2 * (4 << 24)
-"""Pre-activations that `aegir_adapters.sae` holds at once (`GPU_CHUNK_ELEMENTS` float32), and the code
-made from them."""
+"""What `aegir_adapters.sae` holds at once: `GPU_CHUNK_ELEMENTS` float32 pre-activations, and the
+code made from them."""
 
 _ADAM_STATES = 2
 _STEP_COUNTER_BYTES = 4

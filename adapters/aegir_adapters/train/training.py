@@ -267,7 +267,7 @@ def _for_cpu(devices: Devices) -> dict[str, Any]:
 def _lora_config(lora: Lora | None) -> Any:
     if lora is None:
         return None
-    from peft import LoraConfig  # type: ignore[import-not-found]  # noqa: PLC0415 - few need it
+    from peft import LoraConfig  # noqa: PLC0415 - few need it
 
     return LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, target_modules="all-linear", task_type="CAUSAL_LM"

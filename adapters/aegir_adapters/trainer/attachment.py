@@ -1,22 +1,42 @@
-"""Watching three methods of one trainer object, and letting go of them again."""
+"""Watching a few methods of one trainer object, and letting go of them again."""
 
 from __future__ import annotations
 
 from functools import wraps
 from inspect import signature
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from aegir_adapters.trainer.obstacles import SCORING_METHODS, TURN_METHODS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
-__all__ = ["Attachment", "Listener"]
+    from aegir_stream.events import PassName
+
+__all__ = ["Attachment", "Listener", "LossListener"]
 
 _REWARDS = "_calculate_rewards"
 _GENERATION = "_generate_and_score_completions"
 _LOSS = "compute_loss"
 
+_FURTHER: Final = (
+    ({"prefill", "decode"}, TURN_METHODS, "turn"),
+    ({"logprob", "reference"}, SCORING_METHODS, "scoring"),
+)
+"""Which passes need to know of which methods, and what their calls are called."""
 
-class Listener(Protocol):
+
+class LossListener(Protocol):
+    """Who is told that a trainer computes its loss (see `Listener`)."""
+
+    def loss_begin(self, call: Mapping[str, Any]) -> None:
+        """The trainer is about to run a loss pass."""
+
+    def loss_end(self, result: Any) -> None:
+        """It has; the backward pass comes next."""
+
+
+class Listener(LossListener, Protocol):
     """Who is told what the trainer does.
 
     `call` holds the arguments of the trainer's method by name; `result` is what it returned,
@@ -35,43 +55,58 @@ class Listener(Protocol):
     def generation_end(self, result: Any) -> None:
         """It has: `result` is the generation batch, before it is shuffled and split."""
 
-    def loss_begin(self, call: Mapping[str, Any]) -> None:
-        """The trainer is about to run a loss pass."""
+    def turn_begin(self, call: Mapping[str, Any]) -> None:
+        """The trainer's model is about to generate."""
 
-    def loss_end(self, result: Any) -> None:
-        """It has; the backward pass comes next."""
+    def turn_end(self, result: Any) -> None:
+        """It has."""
+
+    def scoring_begin(self, call: Mapping[str, Any]) -> None:
+        """The trainer is about to compute log-probabilities, be it for the loss or before."""
+
+    def scoring_end(self, result: Any) -> None:
+        """It has."""
 
 
 class Attachment:
-    """Wraps three bound methods on a trainer instance; its class is left alone.
+    """Wraps bound methods on a trainer instance; its class is left alone.
 
     The original is called exactly once per call, with the arguments as they came; what it
     returns is returned and what it raises is raised.
 
     Args:
-        trainer: a TRL trainer that generates completions (`GRPOTrainer` or alike).
+        trainer: a TRL trainer that generates completions (`GRPOTrainer` or alike); of any other,
+            only its loss is watched.
         listener: returns who is told, `None` for nobody.
         guard: calls a function so that its failure reaches nobody.
+        passes: the passes that are recorded; what only others need is not wrapped.
     """
 
     def __init__(
         self,
         trainer: Any,
-        listener: Callable[[], Listener | None],
+        listener: Callable[[], LossListener | None],
         *,
         guard: Callable[..., Any],
+        passes: Iterable[PassName] = ("loss",),
     ) -> None:
         self._trainer = trainer
         self._guard = guard
         self._listener = listener
         self._undo: list[tuple[str, Any, Any]] = []
+        self._watch(_LOSS, "loss")
+        if not self.fits(trainer):
+            return
         self._watch(_REWARDS, "rewards")
         self._watch(_GENERATION, "generation")
-        self._watch(_LOSS, "loss")
+        for needed_by, names, event in _FURTHER:
+            known = [name for name in names if callable(getattr(trainer, name, None))]
+            if known and needed_by.intersection(passes):
+                self._watch(known[0], event)
 
     @staticmethod
     def fits(trainer: Any) -> bool:
-        """Tell whether a trainer has the methods that are watched."""
+        """Tell whether a trainer generates completions, by its methods."""
         return all(callable(getattr(trainer, n, None)) for n in (_REWARDS, _GENERATION, _LOSS))
 
     def undo(self) -> None:
@@ -94,7 +129,7 @@ class Attachment:
         original = getattr(self._trainer, name)
         parameters = signature(original)
 
-        def announce(listener: Listener, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def announce(listener: LossListener, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             call = parameters.bind_partial(*args, **kwargs).arguments
             getattr(listener, f"{event}_begin")(call)
 

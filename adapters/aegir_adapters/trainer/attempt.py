@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +12,13 @@ from aegir_adapters.trainer.generation import StepRewards
 from aegir_adapters.trainer.layers import decoder_layers
 from aegir_adapters.trainer.loss_pass import LossPass
 from aegir_adapters.trainer.model_pass import ModelPass
+from aegir_adapters.trainer.obstacles import UNATTACHED, UNLABELLED, obstacle
+from aegir_adapters.trainer.pass_account import PassAccount
 from aegir_adapters.trainer.records import PassRecords
 from aegir_adapters.trainer.report import StepReporter
 from aegir_adapters.trainer.rows import RowEncoder
+from aegir_adapters.trainer.self_test import SelfTest
+from aegir_stream.errors import LayerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -24,16 +26,16 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import TrainerState
 
+    from aegir_adapters.trainer.attachment import LossListener
     from aegir_adapters.trainer.autoencoder import SparseAutoencoder
     from aegir_adapters.trainer.capture import CapturedPass
     from aegir_adapters.trainer.generation import Generation
     from aegir_adapters.trainer.recording import Recording
     from aegir_adapters.trainer.report import StepReport
+    from aegir_stream.events import PassName
     from aegir_stream.typing import EventBatch
 
 __all__ = ["Attempt"]
-
-_logger = logging.getLogger("aegir_stream")
 
 _COMPLETION_BYTES = 4096
 """Memory that a completion's token ids, text and rewards hold while queued, generously."""
@@ -41,15 +43,7 @@ _COMPLETION_BYTES = 4096
 _HELD_SHARE = 0.5
 """How much of the queue's bound may be held back for a later spill."""
 
-_JOINED = ("completion", "rewards", "advantage")
-_UNATTACHED = (
-    "The callback is not attached to a trainer that generates completions: records are the tokens"
-    " that the model is asked to learn, and carry no completion id or reward"
-)
-_UNREADABLE = (
-    "The trainer's batches could not be read: records carry no completion id or reward;"
-    " the callback's statistics() name the error"
-)
+_CUT = "What is read while the trainer generates is held until it has; queue_bytes bounds that too"
 
 
 class Attempt:
@@ -73,21 +67,28 @@ class Attempt:
         options = recording.options
         self.reporter = StepReporter(options.clock, best=recording.best)
         self.loss_pass: LossPass | None = None
+        self.last_step: int | None = None
+        self._recording = recording
         self._recorder = recording.recorder
         self._options = options
         self._reports = recording.rank == 0
         self._spill_every = max(1, recording.run.cfg.sae_live_spill_every_n_steps)
         self._guard = guard
-        self._capture = Capture(saes, top_k=options.top_k, guard=guard)
+        self._capture = Capture(
+            saes,
+            top_k=options.top_k,
+            guard=guard,
+            sampler=recording.sampler,
+            references=recording.references,
+        )
         self._model_pass: ModelPass | None = None
         self._pool = ColumnPool()
         self._encoder = RowEncoder(options.precision)
         self._held: list[EventBatch] = []
         self._rewards = StepRewards()
         self._unlogged: StepReport | None = None
-        self._tokens: Counter[int] = Counter()
-        self._joined = False
-        self._tested = False
+        self._passes = PassAccount(options.passes)
+        self._self_test = SelfTest(recording.sampling)
 
     # -- whom to follow ----------------------------------------------------------------------------
 
@@ -101,15 +102,43 @@ class Attempt:
             self._capture.hook(decoder_layers(model))
 
     def follow_trainer(self, trainer: Any) -> None:
-        """Record the completions that a trainer generates, in its loss pass."""
+        """Record the completions that a trainer generates, in the passes that are asked for."""
         self._unfollow_model()
-        self.loss_pass = LossPass(trainer, self._capture, receiver=self)
+        self.loss_pass = LossPass(
+            trainer,
+            self._capture,
+            receiver=self,
+            passes=self._passes.asked,
+            iterations=self._options.iterations,
+            held_bytes=int(self._options.queue_bytes * _HELD_SHARE),
+        )
+        for name in self._passes.asked:
+            self._passes.explain(name, obstacle(trainer, name))
+        if "reference" in self._passes.asked:
+            self._hook_reference(getattr(trainer, "ref_model", None))
+
+    def _hook_reference(self, model: nn.Module | None) -> None:
+        """Register the hooks on a reference model; where there is none, it is the policy itself."""
+        if model is None:
+            return
+        try:
+            self.hook(model)
+        except LayerError as error:
+            self._passes.explain("reference", str(error))
 
     def follow_model(self, model: nn.Module, state: TrainerState) -> None:
         """Record the tokens that a model is asked to learn; they belong to no completion."""
-        self._model_pass = ModelPass(
-            model, self._capture, receiver=self, state=state, guard=self._guard
-        )
+        for name in self._passes.asked:
+            self._passes.explain(name, UNATTACHED)
+        if "loss" in self._passes.asked:
+            self._model_pass = ModelPass(
+                model, self._capture, receiver=self, state=state, guard=self._guard
+            )
+
+    @property
+    def listener(self) -> LossListener | None:
+        """Who is told what the trainer does."""
+        return self.loss_pass or self._model_pass
 
     def unhook(self) -> None:
         """Let go of the model. Idempotent."""
@@ -128,22 +157,55 @@ class Attempt:
         """Hold the records of a pass until its step ends."""
         batch = PassRecords.of(captured, pool=self._pool, encoder=self._encoder)
         self.reporter.count(batch.records)
-        self._tokens.update(dict.fromkeys(captured.latents, captured.tokens.count))
+        self._self_test.count(captured)
+        self._passes.count(captured)
         self._hold(batch)
 
-    def completions_trained(self, generation: Generation, ids: Tensor, *, step: int) -> None:
-        """Hold completions that were trained on for the first time."""
-        self._joined = True
-        self._rewards.add(generation, ids)
-        recall = self._options.recall
+    def pass_cut(self, name: PassName, tokens: int, *, step: int) -> None:
+        """Tell every reader that a pass does not have all tokens of a step."""
+        self._passes.cut(name, _CUT)
+        self._recorder.note("pass_cut", {"pass": name, "step": step, "tokens": tokens, "why": _CUT})
+
+    def completions_trained(
+        self, generation: Generation, ids: Tensor, *, step: int, iteration: int = 0
+    ) -> None:
+        """Hold completions that were trained on; those of a first time earn the step's rewards."""
+        self._self_test.joined = True
+        if iteration == 0:
+            self._rewards.add(generation, ids)
+        self._describe(generation, ids, step=step, iteration=iteration)
+
+    def completions_seen(
+        self, generation: Generation, ids: Tensor, *, step: int, pass_: PassName
+    ) -> None:
+        """Hold completions that a step has records of, but did not train on."""
+        self._describe(generation, ids, step=step, pass_=pass_)
+
+    def _describe(
+        self,
+        generation: Generation,
+        ids: Tensor,
+        *,
+        step: int,
+        iteration: int = 0,
+        pass_: PassName | None = None,
+    ) -> None:
+        make = partial(
+            generation.describe,
+            ids,
+            step=step,
+            recall=self._options.recall,
+            iteration=iteration,
+            pass_=pass_,
+        )
         self._hold(
             Deferred(
                 stream="completions",
-                make=partial(generation.describe, ids, step=step, recall=recall),
+                make=make,
                 records=len(ids),
                 record_bytes=_COMPLETION_BYTES,
                 step=step,
-                pass_="loss",
+                pass_=pass_ or "loss",
             )
         )
 
@@ -167,6 +229,9 @@ class Attempt:
 
     def step_end(self, step: int, *, will_log: bool) -> None:
         """Close a step: hand over its records, and its report unless a log will complete it."""
+        self.last_step = step
+        if self.loss_pass is not None:
+            self.loss_pass.step_end()
         self._test_once()
         rewards, self._rewards = self._rewards, StepRewards()
         self._unlogged = self.reporter.end_step(
@@ -186,6 +251,11 @@ class Attempt:
         if self._unlogged is not None and self._unlogged.step == step:
             self._report_unlogged(logs)
 
+    def seal(self, step: int) -> None:
+        """Hand over everything, as the records of a checkpoint that was saved."""
+        self.spill()
+        self._recording.seal(step, references=self._capture.references())
+
     def end(self) -> None:
         """Hand over what is left, and let go of the model."""
         self._report_unlogged({})
@@ -200,18 +270,14 @@ class Attempt:
 
     def _test_once(self) -> None:
         """After the first step, tell every reader what is captured, and what is joined to it."""
-        if self._tested:
-            return
-        self._tested = True
-        tokens = {str(layer): self._tokens[layer] for layer in self._capture.layers}
-        detail: dict[str, Any] = {
-            "layer_calls": dict(self._capture.calls),
-            "tokens_per_layer": tokens,
-            "joined": list(_JOINED) if self._joined else [],
-        }
-        if not self._joined:
-            detail["why"] = _UNREADABLE if self.loss_pass else _UNATTACHED
-        self._recorder.note("self_test", detail)
-        silent = [layer for layer, count in tokens.items() if not count]
-        if silent:
-            _logger.warning("The first step brought no token at layers %s", ", ".join(silent))
+        if self._model_pass is not None and self._model_pass.unlabelled:
+            self._passes.cut("loss", UNLABELLED)
+        detail = self._self_test.tell_once(
+            layers=self._capture.layers,
+            calls=self._capture.calls,
+            attached=self.loss_pass is not None,
+            passes=self._passes.tallies(),
+            heard=self._capture.heard,
+        )
+        if detail is not None:
+            self._recorder.note("self_test", detail)

@@ -11,6 +11,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from aegir_stream.errors import MalformedEventError, ShapeError
+from aegir_stream.events import PassName
 
 __all__ = ["ColumnPool", "Float32", "Int32", "SAEColumns", "fired"]
 
@@ -33,6 +34,7 @@ class SAEColumns(Struct, frozen=True, kw_only=True, eq=False):
         activations: (n, k) float32, their activations in the SAE's own units.
         reconstruction_loss: (n,) float32, squared error summed over d_model.
         completion: (n,) int32, id of the completion within the step, where there are completions.
+        pass_: forward pass of all records; stands in them unless it is `loss`.
 
     Raises:
         ShapeError: a column's shape or dtype is not the one above.
@@ -46,6 +48,7 @@ class SAEColumns(Struct, frozen=True, kw_only=True, eq=False):
     activations: Float32
     reconstruction_loss: Float32
     completion: Int32 | None = None
+    pass_: PassName = "loss"
 
     def __post_init__(self) -> None:
         """Check the columns against each other."""
@@ -113,7 +116,13 @@ class ColumnPool:
         self._lock = threading.Lock()
 
     def take(
-        self, records: int, k: int, *, step: int, completions: bool = True
+        self,
+        records: int,
+        k: int,
+        *,
+        step: int,
+        completions: bool = True,
+        pass_: PassName = "loss",
     ) -> tuple[SAEColumns, Callable[[], None]]:
         """Return columns to be filled in, and the call that gives their memory back.
 
@@ -122,7 +131,9 @@ class ColumnPool:
         """
         words = records * (2 * k + (4 if completions else 3))
         buffer = self._buffer(words)
-        columns = _lay_out(buffer[:words], records=records, k=k, step=step, completions=completions)
+        columns = _lay_out(
+            buffer[:words], records=records, k=k, step=step, completions=completions, pass_=pass_
+        )
         loan = [buffer]
 
         def give_back() -> None:
@@ -142,7 +153,9 @@ class ColumnPool:
         return buffer
 
 
-def _lay_out(words: Int32, *, records: int, k: int, step: int, completions: bool) -> SAEColumns:
+def _lay_out(
+    words: Int32, *, records: int, k: int, step: int, completions: bool, pass_: PassName
+) -> SAEColumns:
     cells = records * k
     scalars = words[2 * cells :].reshape(-1, records) if records else words.reshape(4, 0)
     return SAEColumns(
@@ -153,4 +166,5 @@ def _lay_out(words: Int32, *, records: int, k: int, step: int, completions: bool
         activations=words[cells : 2 * cells].view(np.float32).reshape(records, k),
         reconstruction_loss=scalars[2].view(np.float32),
         completion=scalars[3] if completions else None,
+        pass_=pass_,
     )

@@ -14,6 +14,7 @@ from aegir_stream.events import Completion
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from aegir_stream.events import PassName
 
 __all__ = ["Generation", "Recall", "Scored", "StepRewards", "texts_of", "weighted_sum"]
 
@@ -95,7 +96,15 @@ class Generation(Struct, frozen=True, kw_only=True, eq=False):
         """Return int64 (B,) on the CPU, the ids of this rank's completions."""
         return torch.arange(self.first, self.first + self.size)
 
-    def describe(self, ids: Tensor, *, step: int, recall: Recall) -> Iterator[Completion]:
+    def describe(
+        self,
+        ids: Tensor,
+        *,
+        step: int,
+        recall: Recall,
+        iteration: int = 0,
+        pass_: PassName | None = None,
+    ) -> Iterator[Completion]:
         """Return the completions with these ids, of this rank, as events.
 
         Reads tensors that may be on a device, so not for the training thread.
@@ -118,6 +127,8 @@ class Generation(Struct, frozen=True, kw_only=True, eq=False):
                 prompt_ids=prompts[local] if prompts else None,
                 token_ids=tuple(tokens) if recall.token_ids else None,
                 text=texts_of(self.scored.completions[local]) if recall.text else None,
+                iteration=iteration,
+                pass_=pass_,
             )
 
     def _rewards(self, everyone: int) -> dict[str, float | None]:

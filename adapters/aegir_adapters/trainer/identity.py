@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import platform
 import subprocess
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "drift_between",
+    "drift_error",
     "git_commit",
     "hyper_parameters",
     "library_versions",
@@ -32,8 +34,11 @@ __all__ = [
     "verify_resume",
 ]
 
-COMPARED = ("model_config_sha256", "sae", "layers", "top_k")
+COMPARED = ("model_config_sha256", "sae", "layers", "top_k", "catalogue")
 """Fields of an identity that a resumed run may not change unnoticed."""
+
+CATALOGUE = ("catalog_version", "catalog_n_*", "*_hash")
+"""Patterns of the user's own fields that are compared as well: what rewards are computed from."""
 
 _LIBRARIES = ("aegir-stream", "accelerate", "numpy", "peft", "torch", "transformers", "trl", "vllm")
 
@@ -51,34 +56,46 @@ def run_identity(
     saes: Mapping[int, SparseAutoencoder],
     *,
     top_k: int,
+    metadata: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return what is recorded here: the model, the SAEs, the layers, how many latents.
 
-    Plain JSON values; the SAE of each layer by the layer's number as text.
+    Plain JSON values; the SAE of each layer by the layer's number as text. Of the user's own
+    metadata, `catalogue` holds the fields that `CATALOGUE` names.
     """
     layers = sorted(saes)
+    own = {
+        name: value
+        for name, value in (metadata or {}).items()
+        if any(fnmatchcase(name, pattern) for pattern in CATALOGUE)
+    }
     return {
         **_model_identity(model),
         "sae": {str(layer): _plain(saes[layer].identity()) for layer in layers},
         "layers": layers,
         "top_k": top_k,
+        "catalogue": _plain(own),
     }
 
 
 def drift_between(recorded: Mapping[str, Any], present: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields in which two identities differ: {field: [recorded, present]}.
 
-    Only fields that `COMPARED` names and both identities hold. Where an SAE was loaded from does
-    not count.
+    Only fields that `COMPARED` names and both identities hold; those of `catalogue` one by one,
+    under their own names. Where an SAE was loaded from does not count.
     """
-    drift = {}
-    for name in COMPARED:
-        if name not in recorded or name not in present:
-            continue
-        before, now = _comparable(recorded[name]), _comparable(present[name])
-        if before != now:
-            drift[name] = [before, now]
-    return drift
+    before, now = (_compared_fields(identity) for identity in (recorded, present))
+    common = (name for name in before if name in now)
+    return {name: [before[name], now[name]] for name in common if before[name] != now[name]}
+
+
+def drift_error(checkpoint: str, drift: Mapping[str, Any]) -> IdentityDriftError:
+    """Return the error that names what differs from a checkpoint, and how to accept it."""
+    changed = "; ".join(f"`{k}` was {was!r}, is {now!r}" for k, (was, now) in drift.items())
+    return IdentityDriftError(
+        f"The run differs from what `{checkpoint}` was recorded with: {changed}",
+        hint="Resume with what was recorded, or accept the difference with allow_drift=True",
+    )
 
 
 def verify_resume(
@@ -88,10 +105,9 @@ def verify_resume(
     cfg: P5Cfg | None = None,
     allow_drift: bool = False,
 ) -> dict[str, Any]:
-    """Check before training that a resumed run is still the one that was recorded.
+    """Check that a resumed run is still the one that was recorded, before a trainer is made.
 
-    Once training runs, nothing of ours may stop it: drift that is found then is only written into
-    the log, counted and logged.
+    A `SidecarCallback` does the same when training begins.
 
     Args:
         checkpoint: directory of the checkpoint to resume from.
@@ -110,11 +126,7 @@ def verify_resume(
     here = msgspec.structs.replace(cfg or P5Cfg(), output_dir=str(directory.parent))
     drift = drift_between(RunDirectory(here).read_metadata(directory.name), identity)
     if drift and not allow_drift:
-        changed = "; ".join(f"`{k}` was {was!r}, is {now!r}" for k, (was, now) in drift.items())
-        raise IdentityDriftError(
-            f"The run differs from what `{directory.name}` was recorded with: {changed}",
-            hint="Resume with the recorded model and SAEs, or accept it with allow_drift=True",
-        )
+        raise drift_error(directory.name, drift)
     return drift
 
 
@@ -166,6 +178,12 @@ def _model_identity(model: nn.Module | None) -> dict[str, Any]:
         "model_config_sha256": hashlib.sha256(canonical).hexdigest()[:16],
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
     }
+
+
+def _compared_fields(identity: Mapping[str, Any]) -> dict[str, Any]:
+    fields = {name: _comparable(identity[name]) for name in COMPARED if name in identity}
+    catalogue: dict[str, Any] = fields.pop("catalogue", {})
+    return fields | catalogue
 
 
 def _comparable(value: Any) -> Any:

@@ -11,9 +11,10 @@ from aegir_adapters.trainer.columns import ColumnPool
 from aegir_adapters.trainer.rows import RowEncoder
 from aegir_adapters.trainer.transfer import Arrival, to_host
 from aegir_stream.errors import ShapeError
+from aegir_stream.events import PassName
 
 if TYPE_CHECKING:
-    from aegir_adapters.trainer.autoencoder import TopLatents
+    from aegir_adapters.trainer.autoencoder import Latents
     from aegir_adapters.trainer.capture import CapturedPass
     from aegir_adapters.trainer.columns import SAEColumns
 
@@ -36,7 +37,7 @@ class LayerRecords(Struct, frozen=True, kw_only=True, eq=False):
     reconstruction_loss: Tensor
 
     @classmethod
-    def of(cls, layer: int, top: TopLatents) -> LayerRecords:
+    def of(cls, layer: int, top: Latents) -> LayerRecords:
         """Start the copy of what an SAE said to host memory."""
         return cls(
             layer=layer,
@@ -70,7 +71,7 @@ class PassRecords(Struct, frozen=True, kw_only=True, eq=False):
     copied: Arrival
     pool: ColumnPool
     encoder: RowEncoder
-    pass_: str = "loss"
+    pass_: PassName = "loss"
 
     @classmethod
     def of(cls, captured: CapturedPass, *, pool: ColumnPool, encoder: RowEncoder) -> PassRecords:
@@ -85,6 +86,7 @@ class PassRecords(Struct, frozen=True, kw_only=True, eq=False):
             copied=Arrival.of(top.indices for top in latents.values()),
             pool=pool,
             encoder=encoder,
+            pass_=captured.pass_,
         )
 
     @property
@@ -115,6 +117,7 @@ class PassRecords(Struct, frozen=True, kw_only=True, eq=False):
             self.layers[0].indices.shape[1],
             step=self.step,
             completions=self.completion is not None,
+            pass_=self.pass_,
         )
         try:
             self._fill(columns)

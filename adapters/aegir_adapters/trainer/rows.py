@@ -20,6 +20,7 @@ from aegir_adapters.trainer.rows_exact import exact_lines
 from aegir_adapters.trainer.rows_fit import FittedColumns, fit
 from aegir_adapters.trainer.rows_layout import RowLayout
 from aegir_stream.errors import OptionError
+from aegir_stream.events import PassName
 
 __all__ = ["Precision", "RowEncoder", "encode_rows"]
 
@@ -95,10 +96,11 @@ class RowEncoder:
             MalformedEventError: an id is negative.
         """
         fitted = fit(columns)
-        lines = self._lay_out(fitted, step=columns.step).render(columns.records)
+        layout = self._lay_out(fitted, step=columns.step, pass_=columns.pass_)
+        lines = layout.render(columns.records)
         return _with_exact(lines, columns, fitted.odd) if fitted.odd.any() else lines
 
-    def _lay_out(self, columns: FittedColumns, *, step: int) -> RowLayout:
+    def _lay_out(self, columns: FittedColumns, *, step: int, pass_: PassName) -> RowLayout:
         layout = RowLayout(kept=columns.kept)
         layout.text(b'{"step":%d,"token_index":' % step)
         layout.scalar(_cells(columns.token_index), columns.token_index)
@@ -113,6 +115,8 @@ class RowEncoder:
         if columns.completion is not None:
             layout.text(b',"completion":')
             layout.scalar(_cells(columns.completion), columns.completion)
+        if pass_ != "loss":
+            layout.text(b',"pass":"%s"' % pass_.encode())
         layout.text(b"}\n")
         return layout
 

@@ -37,6 +37,8 @@ def _record(columns: SAEColumns, row: np.intp) -> dict[str, object]:
     record: dict[str, object] = dict(zip(SAELogRecord.__struct_fields__, values, strict=False))
     if columns.completion is not None:
         record["completion"] = int(columns.completion[row])
+    if columns.pass_ != "loss":
+        record["pass"] = columns.pass_
     return record
 
 

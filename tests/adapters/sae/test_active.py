@@ -58,8 +58,12 @@ def test_chunks_are_joined_in_their_order(sizes: list[int], seed: int) -> None:
         torch.ones(5, dtype=torch.bool),
     )
     fired = torch.eye(5, dtype=torch.bool)
-    parts = zip(*(part.split(sizes) for part in whole[:-1]), strict=True)
-    joined = join([TopLatents(*p, fired[i]) for i, p in enumerate(parts)], n=n)
+    columns = [torch.split(part, sizes) for part in whole[:-1]]
+    chunks = [
+        TopLatents(a, b, c, d, fired[i])
+        for i, (a, b, c, d) in enumerate(zip(*columns, strict=True))
+    ]
+    joined = join(chunks, n=n)
     assert all(torch.equal(a, b) for a, b in zip(joined[:-1], whole[:-1], strict=True))
     assert [part.dtype for part in joined] == [part.dtype for part in whole]
     if n not in sizes:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import logging
 import os
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -178,25 +177,57 @@ def test_the_best_score_goes_on_from_the_steps_that_are_kept(tmp_path: Path) -> 
     assert (state.status, state.ending, state.total) == ("finished", "finished", 3)
 
 
-@pytest.mark.parametrize("allowed", [False, True])
-def test_drift_found_after_training_began_is_written_into_the_log(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, *, allowed: bool
-) -> None:
-    """The resumed run goes on; readers see the drift, and it is an error unless it was allowed."""
+CATALOGUE = {"catalog_version": "0.7", "weights_hash": "ab", "started_by": "me"}
+
+
+def test_a_drifted_resume_is_refused_before_its_first_step(tmp_path: Path) -> None:
+    """Every changed field and the override are named, and the log is left as it was."""
+    first = grpo_trainer(tmp_path, **SAVING | {"max_steps": 2})
+    observe(first, sae=saes(), top_k=TOP_K, metadata=CATALOGUE)
+    first.train()
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*.jsonl")}
+
+    second = grpo_trainer(tmp_path, **SAVING | {"max_steps": 3, "save_strategy": "no"})
+    changed = CATALOGUE | {"catalog_version": "0.8", "started_by": "you"}
+    observe(second, sae=saes((0,)), top_k=4, metadata=changed)
+    with pytest.raises(IdentityDriftError) as refused:
+        second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    message = str(refused.value)
+    assert all(f"`{name}` was" in message for name in ("sae", "layers", "top_k"))
+    assert "`catalog_version` was '0.7', is '0.8'" in message
+    assert "allow_drift=True" in message
+    assert "started_by" not in message
+    assert "weights_hash" not in message
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*.jsonl")} == before
+
+
+def test_drift_that_is_allowed_is_written_into_the_log(tmp_path: Path) -> None:
+    """The resumed run goes on, and readers see in what it differs."""
     first = grpo_trainer(tmp_path, **SAVING | {"max_steps": 2})
     observe(first, sae=saes(), top_k=TOP_K)
     first.train()
 
     second = grpo_trainer(tmp_path, **SAVING | {"max_steps": 3, "save_strategy": "no"})
-    callback = observe(second, sae=saes(), top_k=4, allow_drift=allowed)
-    with caplog.at_level(logging.WARNING, logger="aegir_stream"):
-        second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    callback = observe(second, sae=saes(), top_k=4, allow_drift=True)
+    second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert second.state.global_step == 3
     notes = [line for line in Recorded(tmp_path).control() if isinstance(line, Note)]
     assert notes[0].kind == "identity_drift"
-    assert notes[0].detail["fields"] == {"top_k": [TOP_K, 4]}
-    assert callback.statistics().errors == (0 if allowed else 1)
-    assert ("verify_resume" in caplog.text) is not allowed
+    assert notes[0].detail == {"checkpoint": "checkpoint-2", "fields": {"top_k": [TOP_K, 4]}}
+    assert callback.statistics().errors == 0
+
+
+def test_a_checkpoint_that_was_not_recorded_can_be_resumed(tmp_path: Path) -> None:
+    """A checkpoint that was saved without the callback has no sidecar to differ from."""
+    first = grpo_trainer(tmp_path, **SAVING | {"max_steps": 2})
+    first.train()
+
+    second = grpo_trainer(tmp_path, **SAVING | {"max_steps": 3, "save_strategy": "no"})
+    callback = observe(second, sae=saes(), top_k=TOP_K)
+    second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert second.state.global_step == 3
+    assert callback.statistics().errors == 0
+    assert Recorded(tmp_path).records
 
 
 def test_hyper_parameters_hold_no_secret(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from aegir_stream.errors import MalformedEventError, ShapeError
 
 def filled(columns: SAEColumns, value: int) -> SAEColumns:
     """Write `value` into every column."""
-    for column in msgspec.structs.astuple(columns)[1:]:
-        if column is not None:
+    for column in msgspec.structs.astuple(columns):
+        if isinstance(column, np.ndarray):
             column[...] = value
     return columns
 
@@ -25,7 +25,7 @@ def filled(columns: SAEColumns, value: int) -> SAEColumns:
 def test_columns_have_the_size_that_they_say(records: int, k: int, completions: bool) -> None:  # noqa: FBT001
     """No two columns overlap, and together they are `size_bytes`."""
     columns, _ = ColumnPool().take(records, k, step=1, completions=completions)
-    arrays = [column for column in msgspec.structs.astuple(columns)[1:] if column is not None]
+    arrays = [c for c in msgspec.structs.astuple(columns) if isinstance(c, np.ndarray)]
     for number, column in enumerate(arrays):
         column[...] = number
     assert all((column == number).all() for number, column in enumerate(arrays))

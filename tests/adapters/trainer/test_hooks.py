@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +12,7 @@ from aegir_adapters.trainer.capture import Capture
 from aegir_adapters.trainer.model_pass import ModelPass
 from aegir_adapters.trainer.tokens import completion_tokens
 
+from .revealed import revealing_sae
 from .tiny import HIDDEN, TinySAE
 
 if TYPE_CHECKING:
@@ -109,3 +111,39 @@ def test_a_model_that_is_evaluated_with_gradients_is_not_recorded() -> None:
     following.unhook()
     model(input_ids=IDS)
     assert len(receiver.passes) == 1
+
+
+def test_only_the_model_itself_is_followed_however_it_is_called() -> None:
+    """Tokens may come by position; a copy of the model has its hooks, and is not recorded."""
+    model, receiver = Checkpointed(use_reentrant=False), Receiver()
+    capture = Capture({0: TinySAE(seed=0)}, top_k=4, guard=call)
+    capture.hook(model.layers)
+    ModelPass(model, capture, receiver=receiver, state=TrainerState(), guard=call)
+    copy.deepcopy(model)(input_ids=IDS)
+    assert receiver.passes == []
+    model(IDS)
+    assert [captured.tokens.count for captured in receiver.passes] == [8]
+
+
+class Unloaded(nn.Module):
+    """A layer whose weights are not there yet when it is hooked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(HIDDEN, device="meta"))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return what came in."""
+        return hidden
+
+
+def test_an_sae_goes_where_the_residual_stream_is() -> None:
+    """Weights may be sharded, offloaded or not loaded: where they lie says nothing."""
+    capture = Capture({0: revealing_sae()}, top_k=HIDDEN, guard=call)
+    layers = nn.ModuleList([Unloaded()])
+    capture.hook(layers)
+    capture.arm(completion_tokens(torch.ones(1, 2), offset=0, completion=None), step=1)
+    layers[0](torch.randn(1, 2, HIDDEN))
+    captured = capture.disarm()
+    assert captured is not None
+    assert captured.latents[0].reconstruction_loss.tolist() == [0.0, 0.0]

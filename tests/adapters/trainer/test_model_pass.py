@@ -141,16 +141,3 @@ def test_a_grpo_trainer_that_is_not_attached_still_gives_its_loss_pass(tmp_path:
         return [msgspec.structs.replace(record, completion=None) for record in records]
 
     assert Recorded(tmp_path / "alone").records == without_ids(tmp_path / "attached")
-
-
-# What PyTorch 2.13 hides on its own terms while it traces.
-@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
-def test_a_compiled_model_is_recorded(tmp_path: Path) -> None:
-    """Hooks stand before the first compiled call, and tracing does not run into them."""
-    plain = trainer(tmp_path, max_steps=1, torch_compile=True, torch_compile_backend="eager")
-    callback = observe(plain, sae=saes([1]), top_k=TOP_K)
-    plain.train()
-    recorded = Recorded(tmp_path)
-    assert callback.statistics().errors == 0, callback.statistics().last_error
-    assert len(recorded.records) == recorded.metrics[0].records
-    assert {r.layer_index for r in recorded.records} == {1}

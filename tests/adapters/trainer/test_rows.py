@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
@@ -16,7 +16,7 @@ from aegir_adapters.trainer.rows import Precision, RowEncoder, encode_rows
 from aegir_adapters.trainer.rows_exact import exact_lines
 from aegir_stream import codec
 from aegir_stream.errors import MalformedEventError, OptionError
-from aegir_stream.events import SAELogRecord
+from aegir_stream.events import PassName, SAELogRecord
 
 DECLARED = RowEncoder()
 EXACT = RowEncoder(Precision.exact())
@@ -78,6 +78,7 @@ def any_columns(draw: st.DrawFn) -> SAEColumns:
         activations=activations.view(np.float32).reshape(n, k),
         reconstruction_loss=np.array(draw(arrays(n, float32_bits)), np.uint32).view(np.float32),
         completion=draw(st.none() | arrays(n, ids).map(lambda column: np.array(column, np.int32))),
+        pass_=draw(st.sampled_from(get_args(PassName))),
     )
 
 
@@ -112,6 +113,7 @@ def agrees(record: SAELogRecord, columns: SAEColumns, row: int, precision: Preci
             digits=precision.losses,
         )
         and record.completion == (None if columns.completion is None else columns.completion[row])
+        and record.pass_ == (None if columns.pass_ == "loss" else columns.pass_)
     )
 
 
@@ -139,9 +141,10 @@ def test_lines_are_json_to_any_reader(columns: SAEColumns) -> None:
     assert lines.count(b"\n") == columns.records
     assert min(lines.replace(b"\n", b" "), default=ord(" ")) >= ord(" ")
     for line in lines.splitlines():
-        keys = list(json.loads(line))
-        expected = list(SAELogRecord.__struct_fields__)
-        assert keys == (expected if columns.completion is not None else expected[:-1])
+        absent = {"completion"} if columns.completion is None else set()
+        absent |= {"pass"} if columns.pass_ == "loss" else set()
+        known = [field.encode_name for field in msgspec.structs.fields(SAELogRecord)]
+        assert list(json.loads(line)) == [name for name in known if name not in absent]
         assert msgspec.json.decode(line) == json.loads(line)
 
 
@@ -153,6 +156,13 @@ def test_a_usual_record_is_padded_text() -> None:
         b',"top_feature_activations":[1.1923e+01,8.5822e-01           ]'
         b',"reconstruction_loss":3.669103e+01,"completion":   2}\n'
     )
+
+
+def test_a_record_of_another_pass_names_it_last() -> None:
+    """The line of a loss pass is what it was before there were others."""
+    columns = columns_of([[1.0]])
+    decoded = msgspec.structs.replace(columns, pass_="decode")
+    assert encode_rows(decoded) == encode_rows(columns).replace(b"}", b',"pass":"decode"}')
 
 
 @pytest.mark.parametrize(

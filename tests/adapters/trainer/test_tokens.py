@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -60,3 +62,41 @@ def test_labels_choose_the_tokens_then_the_mask_then_nothing() -> None:
     assert columns(input_ids=ids, attention_mask=mask) == [0, 1, 2]
     assert columns(input_ids=ids) == [0, 1, 2, 3]
     assert labelled_tokens({"pixel_values": ids}) is None
+
+
+def test_tokens_are_chosen_where_there_are_no_token_ids() -> None:
+    """Embeddings have a mask as ids have; classes are no tokens, and a mask alone says nothing."""
+    mask = torch.tensor([[1, 1, 0]])
+    tokens = labelled_tokens({"inputs_embeds": torch.zeros(1, 3, 2), "attention_mask": mask})
+    assert tokens is not None
+    assert tokens.columns.tolist() == [0, 1]
+    causal = torch.zeros(1, 1, 3, 3)
+    tokens = labelled_tokens({"inputs_embeds": torch.zeros(1, 3, 2), "attention_mask": causal})
+    assert tokens is not None
+    assert tokens.columns.tolist() == [0, 1, 2]
+    classes = torch.tensor([[0.0, 1.0, 0.0, 1.0, 1.0]])
+    tokens = labelled_tokens({"input_ids": mask, "attention_mask": mask, "labels": classes})
+    assert tokens is not None
+    assert tokens.columns.tolist() == [0, 1]
+    assert labelled_tokens({"attention_mask": mask}) is None
+
+
+@given(data=st.data(), mask=masks())
+def test_sequences_that_share_a_row_are_numbered_each_by_itself(
+    data: st.DataObject, mask: torch.Tensor
+) -> None:
+    """Where positions begin again at 0, so do the token indices."""
+    rows, columns = mask.shape
+    begins = data.draw(st.lists(st.integers(0, columns - 1), max_size=3).map(lambda b: {0, *b}))
+    positions = torch.tensor([max(b for b in begins if b <= i) for i in range(columns)])
+    positions = (torch.arange(columns) - positions)[None]
+    labels = torch.zeros_like(mask, dtype=torch.long).masked_fill(~mask, -100)
+
+    tokens = labelled_tokens({"labels": labels, "position_ids": positions})
+    assert tokens is not None
+    bounds = [*sorted(begins), columns]
+    pieces = list(itertools.pairwise(bounds))
+    assert tokens.token_index.tolist() == [
+        i for row in range(rows) for a, b in pieces for i in range(int(mask[row, a:b].sum()))
+    ]
+    assert torch.equal(mask.nonzero(), torch.stack([tokens.rows, tokens.columns], dim=1))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from aegir_adapters.sae.label_files import Explanation, Unreadable, read_explanations
+from aegir_adapters.labels.files import Explanation, Unreadable, read_explanations
 from aegir_stream.errors import SAEFormatError
 
 NAMED = 20

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aegir_adapters.sae import Labels, load_labels
+from aegir_adapters.labels import Labels, load_labels
 from aegir_stream.errors import SAEFormatError
 
 
