@@ -34,12 +34,14 @@ __all__ = [
     "HistoryFile",
     "RunDirectory",
     "Stream",
+    "SweepFile",
     "lane_name",
 ]
 
 MANIFEST = "aegir_run.json"
 LEASE = "aegir_lease.jsonl"
 HISTORY = "history"
+SWEEPS = "sweeps"
 
 ABANDONED = "abandoned"
 """Label of a segment that a later attempt set aside."""
@@ -49,6 +51,7 @@ UNSYNCED = "unsynced"
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _HISTORY = re.compile(r"(\d{5,})-(.+?)(?:\.(rank\d+(?:-\d+)?))?\.jsonl")
+_SWEEP = re.compile(r"(\d{5,})\.jsonl")
 _TRAILER_BYTES = 4096
 
 
@@ -94,6 +97,14 @@ class HistoryFile(msgspec.Struct, frozen=True, kw_only=True, order=True):
 
     segment: int
     label: str
+    path: Path
+
+
+class SweepFile(msgspec.Struct, frozen=True, kw_only=True, order=True):
+    """The file of a patch sweep under `sweeps/`; `sweep` is the name of the sweep."""
+
+    number: int
+    sweep: str
     path: Path
 
 
@@ -145,6 +156,11 @@ class RunDirectory:
     def history_path(self) -> Path:
         """Path of the directory of closed segments."""
         return self.root / HISTORY
+
+    @property
+    def sweeps_path(self) -> Path:
+        """Path of the directory of patch sweeps."""
+        return self.root / SWEEPS
 
     def require(self) -> RunDirectory:
         """Return this run if its directory can be read.
@@ -230,6 +246,18 @@ class RunDirectory:
                 path = self.history_path / name
                 files.append(HistoryFile(segment=int(match[1]), label=match[2], path=path))
         return sorted(files)
+
+    def sweeps(self) -> list[SweepFile]:
+        """Return the files of the patch sweeps, oldest first."""
+        names = set(self.disk.names(self.sweeps_path))
+        matches = map(_SWEEP.fullmatch, names)
+        files = [self.sweep_file(int(match[1])) for match in matches if match]
+        return sorted(file for file in files if file.path.name in names)
+
+    def sweep_file(self, number: int) -> SweepFile:
+        """Return the file of the sweep with a number, whether it is there or not."""
+        sweep = f"{number:05d}"
+        return SweepFile(number=number, sweep=sweep, path=self.sweeps_path / f"{sweep}.jsonl")
 
     def checkpoints(self) -> list[CheckpointFiles]:
         """Return the checkpoint directories in the order of their steps."""

@@ -7,14 +7,19 @@ import sys
 import typer
 
 from aegir_adapters.cli.demo import demo
+from aegir_adapters.cli.features import features
 from aegir_adapters.cli.guard import guard
 from aegir_adapters.cli.inspect import inspect
 from aegir_adapters.cli.monitor import monitor
+from aegir_adapters.cli.plan import plan
 from aegir_adapters.cli.repair import repair
 from aegir_adapters.cli.replay import replay
 from aegir_adapters.cli.runs import runs
 from aegir_adapters.cli.serve import serve
 from aegir_adapters.cli.smoke import smoke
+from aegir_adapters.cli.sweep import sweep
+from aegir_adapters.cli.sweep_server import sweep_server
+from aegir_adapters.cli.sweeps import sweeps
 from aegir_adapters.cli.tail import tail
 from aegir_adapters.cli.train import ResumeWithoutValue, train
 from aegir_adapters.cli.ui import ui
@@ -54,6 +59,11 @@ for command in (
     tail,
     replay,
     runs,
+    plan,
+    features,
+    sweep,
+    sweep_server,
+    sweeps,
     inspect,
     verify,
     repair,

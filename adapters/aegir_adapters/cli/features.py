@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from importlib.util import find_spec
 from itertools import islice
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import typer
@@ -140,7 +140,7 @@ def features(
         run=open_log(run),
         layers=tuple(layer or ()),
         steps=_span(steps),
-        pass_=cast("PassName", pass_.value),
+        pass_=pass_.value,
         reward=reward,
         labels=tuple(labels or ()),
         top=top,

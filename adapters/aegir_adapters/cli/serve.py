@@ -59,13 +59,12 @@ def serve(
     require_free(port, variable=PORT_VARIABLE, host=host)
     require("starlette", "uvicorn", "bokeh", "jinja2", extra="web")
     from aegir_adapters import web  # noqa: PLC0415 - needs the extra
+    from aegir_adapters.cli.sweep_processes import SweepProcesses  # noqa: PLC0415 - likewise
 
     directory = run or output_dir
-    app = (
-        web.create_app(directory, allowed_hosts=("*",))
-        if allow_public
-        else web.create_app(directory)
-    )
-    server = web.serve(app, host=host, port=port, allow_public=allow_public)
-    typer.echo(f"{directory} is at {server.address} (Ctrl-C ends it)")
-    server.run()
+    with SweepProcesses(may_start=not allow_public) as starter:
+        hosts = ("*",) if allow_public else web.LOOPBACK
+        app = web.create_app(directory, allowed_hosts=hosts, sweep_starter=starter)
+        server = web.serve(app, host=host, port=port, allow_public=allow_public)
+        typer.echo(f"{directory} is at {server.address} (Ctrl-C ends it)")
+        server.run()

@@ -18,6 +18,7 @@ from aegir_adapters.web.response import Pace
 from aegir_adapters.web.sae_pages import SAEPages
 from aegir_adapters.web.security import LOOPBACK, Gatekeeper
 from aegir_adapters.web.stopping import Stopping, server_is_stopping
+from aegir_adapters.web.sweep_starting import SweepStarter
 from aegir_adapters.web.viewer import Viewer, not_found, run_address
 from aegir_stream.clock import SystemClock
 from aegir_stream.config import P5Cfg
@@ -37,6 +38,7 @@ def create_app(
     should_stop: Callable[[], bool] = server_is_stopping,
     costs: Costs | None = None,
     clock: Clock | None = None,
+    sweep_starter: SweepStarter | None = None,
 ) -> Starlette:
     """Return a web application that shows a run, or all runs under a root, live or long finished.
 
@@ -54,12 +56,19 @@ def create_app(
         costs: tells what a run has cost and how often a model was called; the keys `cost` and
             `calls` of its progress feed do if absent. Called from worker threads.
         clock: tells how long ago things were; the system's if absent.
+        sweep_starter: starts the patch sweeps that are asked for on a page; none are if absent.
     """
     directory = RunDirectory(run) if isinstance(run, P5Cfg) else RunDirectory.at(os.fspath(run))
     clock = clock or SystemClock()
     stopping = Stopping(should_stop)
     lookout = Lookout(directory, clock=clock, costs=costs)
-    sae_pages = partial(SAEPages, clock=clock, stopping=stopping, pace=pace or Pace())
+    sae_pages = partial(
+        SAEPages,
+        clock=clock,
+        stopping=stopping,
+        pace=pace or Pace(),
+        starter=sweep_starter,
+    )
     viewer = Viewer(lookout, clock=clock, sae_pages=sae_pages)
 
     async def look_live() -> SeenLive | None:

@@ -38,13 +38,20 @@ def answer(request: Request, content: Content) -> Response:
     return Response(msgspec.json.encode(content), media_type=media_type, headers=_HEADERS)
 
 
-def draw(request: Request, content: Content, *, templates: Templates = _TEMPLATES) -> Response:
+def draw(
+    request: Request,
+    content: Content,
+    *,
+    templates: Templates = _TEMPLATES,
+    status_code: int = 200,
+) -> Response:
     """Return a page as HTML, or charts as an item for BokehJS.
 
     Args:
         request: what asks for it.
         content: what it says.
         templates: show pages.
+        status_code: of a page.
 
     Raises:
         jinja2.TemplateError: the template cannot show the page.
@@ -54,7 +61,7 @@ def draw(request: Request, content: Content, *, templates: Templates = _TEMPLATE
     nonce = secrets.token_urlsafe(16)
     base_url = str(request.url.replace(query=""))
     html = templates.html(content, nonce=nonce, base_url=base_url, bokeh_version=BOKEH_VERSION)
-    return html_response(html, nonce=nonce)
+    return html_response(html, nonce=nonce, status_code=status_code)
 
 
 def html_response(html: str, *, nonce: str, status_code: int = 200) -> Response:

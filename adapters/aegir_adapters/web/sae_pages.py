@@ -25,6 +25,9 @@ from aegir_adapters.web.security import NEVER_STORED
 from aegir_adapters.web.static_files import static_routes
 from aegir_adapters.web.status import read_status
 from aegir_adapters.web.stopping import Stopping
+from aegir_adapters.web.sweep_pages import SweepPages
+from aegir_adapters.web.sweep_shelf import has_sweeps
+from aegir_adapters.web.sweep_starting import SweepStarter
 from aegir_stream.layout import RunDirectory
 from aegir_stream.manifest import look_at_manifest
 from aegir_stream.typing import Clock
@@ -45,6 +48,7 @@ class SAEPages:
         stopping: ends open streams.
         pace: heartbeat and patience of the streams.
         look_live: tells of the live viewer of the run.
+        starter: starts patch sweeps.
     """
 
     def __init__(
@@ -55,12 +59,16 @@ class SAEPages:
         stopping: Stopping,
         pace: Pace,
         look_live: LookLive,
+        starter: SweepStarter | None = None,
     ) -> None:
         self._run = run
         self._table = CheckpointTable(run)
         self._feed = OverviewFeed(run, stopping=stopping, pace=pace)
         self._records = RecordStream(run, stopping=stopping, pace=pace)
         self._data = DataPage(run, clock=clock, look_live=look_live)
+        self._sweeps = SweepPages(
+            run, clock=clock, look_live=look_live, stopping=stopping, pace=pace, starter=starter
+        )
         self._clock = clock
         self._look_live = look_live
 
@@ -75,6 +83,7 @@ class SAEPages:
             Route("/live", self._live),
             Route("/charts/{scheme}.json", self._charts),
             *self._data.routes(),
+            *self._sweeps.routes(),
             Route("/api/p5/runs", self._checkpoints),
             Route("/api/p5/sae/stream", self._records.answer),
             Route(f"/{_OVERVIEW_URL}", self._feed.answer),
@@ -115,6 +124,7 @@ class SAEPages:
             status=status,
             table=_shown(table),
             has_data=await anyio.to_thread.run_sync(has_metrics, self._run),
+            has_sweeps=await anyio.to_thread.run_sync(has_sweeps, self._run),
             viewer_address=seen.address if seen else None,
         )
 

@@ -14,7 +14,15 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["ANY", "LOOPBACK", "NEVER_STORED", "Gatekeeper", "content_security_policy", "host_name"]
+__all__ = [
+    "ANY",
+    "LOOPBACK",
+    "NEVER_STORED",
+    "Gatekeeper",
+    "comes_from_own_page",
+    "content_security_policy",
+    "host_name",
+]
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 """Names under which a browser on the same machine asks."""
@@ -88,6 +96,17 @@ class Gatekeeper:
             headers.add_vary_header("Origin")
 
 
+def comes_from_own_page(headers: Headers) -> bool:
+    """Tell whether a request comes from a page of this server, or from no page at all.
+
+    For what does more than answer: pages that may read the answers may not ask for that.
+    """
+    origin = headers.get("origin")
+    if headers.get("sec-fetch-site", "none") not in {"same-origin", "none"}:
+        return False
+    return origin is None or urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+
+
 def host_name(host: str) -> str:
     """Return a `Host` header without its port: `[::1]:8091` is `::1`."""
     try:
@@ -109,7 +128,7 @@ def content_security_policy(nonce: str) -> str:
             "img-src 'self' data:",
             "connect-src 'self'",
             "base-uri 'none'",
-            "form-action 'none'",
+            "form-action 'self'",
             "frame-ancestors 'none'",
         )
     )

@@ -24,6 +24,7 @@ from aegir_adapters.web.page import Page
 from aegir_adapters.web.sae_pages import SAEPages
 from aegir_adapters.web.security import NEVER_STORED
 from aegir_adapters.web.sparkline import sparkline
+from aegir_adapters.web.sweep_shelf import has_sweeps
 from aegir_stream.layout import RunDirectory
 from aegir_stream.standing import RunStanding
 from aegir_stream.typing import Clock
@@ -115,6 +116,7 @@ class Viewer:
             badge=live.badge,
             is_recorded=await anyio.to_thread.run_sync(_is_recorded, known.run),
             has_data=await anyio.to_thread.run_sync(has_metrics, known.run),
+            has_sweeps=await anyio.to_thread.run_sync(has_sweeps, known.run),
         )
         return drawing.answer(request, page)
 
