@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import warnings
 from typing import Any
 
@@ -13,12 +14,16 @@ from aegir_adapters.patching.capture import capture
 from aegir_adapters.patching.model import PatchableModel
 from aegir_adapters.patching.sources import RunSource
 
+_LIBRARY = logging.getLogger("transformers")
+_LEVEL = _LIBRARY.level
+
 with warnings.catch_warnings():
     # Nothing that it warns of while it is imported is ours.
     warnings.simplefilter("ignore")
     lens = pytest.importorskip("transformer_lens")
     from transformer_lens import patching
     from transformer_lens.pretrained import weight_conversions
+_LIBRARY.setLevel(_LEVEL)  # which the import has raised, for everybody
 
 HEADS, WIDTH = 4, 32
 
