@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from aegir_adapters.trainer.autoencoder import SparseAutoencoder
 
 __all__ = ["SidecarCallback", "observe"]
+
+_logger = logging.getLogger("aegir_stream")
 
 
 class SidecarCallback(TrainerCallback):
@@ -187,6 +190,7 @@ class SidecarCallback(TrainerCallback):
                 and drift is not allowed. The log is as it was.
         """
         if self._detached:
+            _logger.warning("Detached: this training is not recorded until attach(trainer)")
             return
         model = kwargs["model"]
         checkpoint = resumed_checkpoint(state.global_step)

@@ -120,7 +120,7 @@ def _numbers(name: str, values: list[str]) -> frozenset[int]:
 def _passes(name: str, values: list[str]) -> frozenset[str]:
     parts = frozenset(part for value in values for part in value.split(","))
     if not parts <= _PASSES:
-        raise ParameterError(name, ",".join(values), allowed="of " + ", ".join(sorted(_PASSES)))
+        raise ParameterError(name, ",".join(values), allowed="any of " + ", ".join(sorted(_PASSES)))
     return parts
 
 

@@ -113,13 +113,16 @@ def test_what_was_generated_before_a_recording_began_is_left_out(tmp_path: Path)
     assert None not in {r.completion for r in recorded.records}
 
 
-def test_a_detached_callback_stays_out_of_the_next_training(tmp_path: Path) -> None:
-    """Until it is attached again it opens no log."""
+def test_a_detached_callback_stays_out_of_the_next_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Until it is attached again it opens no log, and says so."""
     trainer = grpo_trainer(tmp_path, max_steps=1)
     callback = observe(trainer, sae=saes(), top_k=TOP_K)
     callback.detach()
     trainer.train()
     assert not list(tmp_path.glob("*.jsonl"))
+    assert "not recorded until attach" in caplog.text
     callback.attach(trainer)
     trainer.train()
     assert Recorded(tmp_path).records
