@@ -10,7 +10,7 @@ from aegir_stream import codec
 from aegir_stream.chunk import Chunk
 from aegir_stream.cursor import Cursor
 from aegir_stream.errors import MalformedEventError, UnreadableRunError
-from aegir_stream.events import Corrupt, Rewound, SourceSwitch, Stalled
+from aegir_stream.events import Corrupt, Open, Rewound, SourceSwitch, Stalled
 from aegir_stream.layout import STREAMS, RunDirectory, Stream
 from aegir_stream.lineage import survey
 from aegir_stream.source import Attempts, Level, RunSource
@@ -87,7 +87,7 @@ class SurvivingReader:
         for delivery in deliveries:
             match delivery:
                 case Chunk():
-                    events.extend(self._decoded(delivery, cuts.before(delivery)))
+                    events.extend(self._decoded(delivery, cuts))
                 case Corrupt(lines=lines):
                     self.skipped += lines
                 case Stalled():
@@ -118,7 +118,8 @@ class SurvivingReader:
         later = not self._all and (switch.attempt or 1) > max(1, self.newest)
         self.rewound = self.rewound or refused or later
 
-    def _decoded(self, chunk: Chunk, cut: int | None) -> Iterator[Any]:
+    def _decoded(self, chunk: Chunk, cuts: Cuts) -> Iterator[Any]:
+        cut = cuts.before(lane=chunk.lane, attempt=chunk.attempt)
         for record, head in zip(chunk.records, chunk.heads, strict=True):
             if cut is not None and head.step > cut:
                 continue
@@ -162,9 +163,9 @@ class Cuts:
         for lane in run.lanes(stream.name):
             for place in survey(run, stream=stream.name, lane=lane).places.values():
                 if header := place.header(run):
-                    cuts._add(header.attempt, header.continues_step)
+                    cuts.add(header)
                     if stream.sealed:
-                        cuts._followed.add((lane, header.attempt))
+                        cuts.follow(lane, header.attempt)
         if not stream.sealed:
             cuts._scan(RunSource(run, stream.name, start="start"))
         return cuts
@@ -178,15 +179,23 @@ class Cuts:
         """Tell whether an attempt's cut is known."""
         return attempt in self._steps
 
-    def before(self, chunk: Chunk) -> int | None:
-        """Return the last step of a chunk that survives; `None` if all do.
+    def add(self, opening: Open) -> None:
+        """Take in what the first line of a segment, or of an attempt's part of it, says."""
+        self._add(opening.attempt, opening.continues_step)
+
+    def follow(self, lane: str, attempt: int) -> None:
+        """Note that a lane's lineage leaves out what an attempt rewound in the lane."""
+        self._followed.add((lane, attempt))
+
+    def before(self, *, lane: str, attempt: int) -> int | None:
+        """Return the last step of an attempt in a lane that survives; `None` if all do.
 
         A lane's lineage already leaves out what the lane's own attempts rewound.
         """
         later = (
             step
-            for attempt, step in self._steps.items()
-            if attempt > chunk.attempt and (chunk.lane, attempt) not in self._followed
+            for other, step in self._steps.items()
+            if other > attempt and (lane, other) not in self._followed
         )
         return min(later, default=None)
 

@@ -15,17 +15,19 @@ from aegir_stream.views.rank_correlation import RankCorrelation, spearman
 from aegir_stream.views.run_state import RunState, RunStateView, capture_share
 from aegir_stream.views.step_metrics import Band, StepMetricsState, StepMetricsView, is_healthy
 from aegir_stream.views.sweep import (
-    SweepColumn,
+    SweepBaselines,
     SweepGrids,
     SweepScale,
     SweepView,
-    columns_of,
+    baselines_of,
     scale_of,
 )
+from aegir_stream.views.sweep_columns import DISAGREEING, SweepColumn, columns_of
 from aegir_stream.views.together import Narrowed, Together
 from aegir_stream.views.vocabulary import Vocabulary, VocabularyView, Word, words
 
 __all__ = [
+    "DISAGREEING",
     "Band",
     "Contrast",
     "FeatureReward",
@@ -46,6 +48,7 @@ __all__ = [
     "RunStateView",
     "StepMetricsState",
     "StepMetricsView",
+    "SweepBaselines",
     "SweepColumn",
     "SweepGrids",
     "SweepScale",
@@ -58,6 +61,7 @@ __all__ = [
     "Window",
     "Word",
     "adjust",
+    "baselines_of",
     "capture_share",
     "columns_of",
     "contrast",

@@ -137,7 +137,7 @@ def test_the_grid_holds_every_cell_in_its_place(events: list[SweepEvent]) -> Non
         assert [len(row) for row in rows] == [3, 3, 3]
         for layer, row in zip(STARTED.layers, rows, strict=True):
             for position, found in zip(STARTED.positions, row, strict=True):
-                assert found is state.cells.get((hook, layer, position))
+                assert found is state.cells.get((hook, layer, position, 0))
 
 
 def test_a_sweep_that_has_not_begun_has_no_grid() -> None:
@@ -293,7 +293,7 @@ def test_a_replaced_file_is_read_anew(tmp_path: Path) -> None:
     other = msgspec.structs.replace(STARTED, model="another")
     file.path.write_bytes(codec.encode(other) + codec.encode(cell(3, 2, 1.0)))
     assert reader.poll() == [other, cell(3, 2, 1.0)]
-    assert list(reader.grids.cells) == [("resid_pre", 3, 2)]
+    assert list(reader.grids.cells) == [("resid_pre", 3, 2, 0)]
 
 
 def test_sweeps_are_numbered_as_they_begin(tmp_path: Path) -> None:
