@@ -4,12 +4,16 @@
     result = await study.sweep_layers_positions(corrupt, clean_prompt=clean, layers=range(12), ...)
 
 `sweep` is the engine below it: one generator, without a store or a server. `patching.routes` serves
-a model over HTTP and `PatchStudy(base_url=...)` asks it, with the same results.
+a model over HTTP and `PatchStudy(base_url=...)` asks it, with the same results. `SweepCallback`
+sweeps the policy that a transformers trainer trains.
 """
 
 from aegir_adapters.patching.capture import capture
-from aegir_adapters.patching.client import CleanRun, PatchStudy
+from aegir_adapters.patching.client import PatchStudy
+from aegir_adapters.patching.during_training import SweepCallback, SweepingStatistics
+from aegir_adapters.patching.failing import SweepFailedError
 from aegir_adapters.patching.model import PatchableModel, PatchingError
+from aegir_adapters.patching.options import CleanRun
 from aegir_adapters.patching.request import RequestError
 from aegir_adapters.patching.results import CellBatch, CellResult, SweepBegin, SweepEnd
 from aegir_adapters.patching.sources import (
@@ -37,9 +41,12 @@ __all__ = [
     "RunSource",
     "SourceRun",
     "SweepBegin",
+    "SweepCallback",
     "SweepEnd",
+    "SweepFailedError",
     "SweepResult",
     "SweepSpec",
+    "SweepingStatistics",
     "VectorSource",
     "ZeroSource",
     "capture",

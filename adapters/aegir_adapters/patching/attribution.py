@@ -1,68 +1,93 @@
-"""A preview of all patches from one backward pass.
+"""First-order estimates of all patches from one backward pass for each metric.
 
-To first order, overwriting an activation changes the objective by
-``(new - old) . gradient`` at that place (attribution patching: Nanda, 2023). Two forwards and one
-backward estimate every hook, layer and position. The estimate misses what saturates, and is used
-for one thing: the exact cells that it holds for the most important are computed first.
+Overwriting an activation changes a metric by about ``(new - old) . gradient`` at that place
+(attribution patching: Nanda, 2023). Two forwards and one backward estimate every hook, layer and
+position. The estimate misses what saturates. It serves to compute the exact cells that it holds for
+the most important first, and as a preview of its own.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import ExitStack
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from aegir_adapters.patching.cells import Job
-from aegir_adapters.patching.decoder import first_tensor
-from aegir_adapters.patching.hooks import Site
+from aegir_adapters.patching.gradients import Place, gradients
 from aegir_adapters.patching.lanes import Lane
-from aegir_adapters.patching.metrics import Reference
+from aegir_adapters.patching.metrics import MetricName
 from aegir_adapters.patching.model import PatchableModel
 from aegir_adapters.patching.patches import Patch, Values, landing_site
-from aegir_adapters.patching.setting import Stage
-from aegir_adapters.patching.trace import watching
+from aegir_adapters.patching.scoring import Raw, Scale
+from aegir_adapters.patching.setting import Setting
 
 __all__ = ["estimate", "rank_correlation"]
-
-Gradients = dict[Site, list[Tensor | None]]
 
 
 def estimate(
     model: PatchableModel,
-    stages: dict[int, Stage],
-    references: Sequence[Reference],
+    setting: Setting,
+    scales: Sequence[Scale],
     jobs: Sequence[Job],
     lanes: Sequence[tuple[Lane, ...]],
-) -> None:
-    """Set the promise of each job: the size of its estimated effect.
+    *,
+    metrics: tuple[MetricName, ...],
+) -> list[Raw]:
+    """Return by how much each job's patch changes each raw metric, to first order.
 
     Args:
         model: the model.
-        stages: the unpatched runs.
-        references: tokens of each pair; the objective is the logit difference of answer and foil,
-            or the answer's log-probability without a foil.
+        setting: the unpatched runs.
+        scales: what each pair is measured by.
         jobs: what is estimated.
         lanes: of each pair.
+        metrics: names of raw metrics, of those that have a gradient.
+
+    Raises:
+        GradientError: the model has none.
     """
-    if not jobs:
-        return
-    landings = {patch.landing for job in jobs for patch in job.patches}
-    sites = {landing_site(landing) for landing in landings}
-    found = {
-        length: _gradients(model, stage, references, lanes, sites)
-        for length, stage in stages.items()
-    }
-    effects: dict[int, list[float]] = {}
+    pairs = [(scale.reference, own) for scale, own in zip(scales, lanes, strict=True)]
+    asked: dict[int, dict[Place, None]] = defaultdict(dict)
     for job in jobs:
-        job.promise = 0.0
-        for lane, patch, values in zip(lanes[job.pair], job.patches, job.values, strict=True):
+        for lane, patch in zip(lanes[job.pair], job.patches, strict=True):
+            asked[lane.length][_place(patch)] = None
+    found = {
+        length: gradients(
+            model,
+            setting.stages[length],
+            list(places),
+            metrics=metrics,
+            pairs=pairs,
+            baselines=setting.baselines,
+        )
+        for length, places in asked.items()
+    }
+    effects: dict[int, list[list[float]]] = {}
+    changes: list[Raw] = []
+    for job in jobs:
+        # An answer and a foil that differ in their last tokens only have equal lanes.
+        patches = zip(job.patches, job.values, strict=True)
+        own = dict(zip(lanes[job.pair], patches, strict=True))
+        for lane, (patch, values) in own.items():
             if id(values) not in effects:
-                effects[id(values)] = _effects(found[lane.length], patch, values)
-            job.promise += sum(effects[id(values)][column] for column in job.columns)
-        job.promise = abs(job.promise)
+                effects[id(values)] = _effects(found[lane.length][_place(patch)], patch, values)
+        rows = [effects[id(values)][column] for _, values in own.values() for column in job.columns]
+        changes.append(dict(zip(metrics, map(sum, zip(*rows, strict=True)), strict=True)))
+    return changes
+
+
+def _place(patch: Patch) -> Place:
+    return landing_site(patch.landing), patch.layer
+
+
+def _effects(gradient: Tensor, patch: Patch, values: Values) -> list[list[float]]:
+    """Return the effects of all values that a patch's are among, by position and metric."""
+    slope = gradient[:, patch.lane, values.positions].flatten(2).float()
+    change = (values.landing.float() - values.before.float()).flatten(1)
+    found: list[list[float]] = torch.einsum("mpd,pd->pm", slope, change).tolist()
+    return found
 
 
 def rank_correlation(estimates: Sequence[float], exact: Sequence[float]) -> float | None:
@@ -78,87 +103,3 @@ def _ranks(values: Tensor) -> Tensor:
     _, inverse, counts = torch.unique(values, return_inverse=True, return_counts=True)
     ranks: Tensor = counts.cumsum(0) - (counts - 1) / 2
     return ranks[inverse].double()
-
-
-def _effects(gradients: Gradients, patch: Patch, values: Values) -> list[float]:
-    """Return the estimated effect of all values that one of a patch's are among."""
-    gradient = gradients[landing_site(patch.landing)][patch.layer]
-    if gradient is None:
-        return [0.0] * len(values.positions)
-    change = (values.landing - values.before) * gradient[patch.lane, values.positions]
-    return change.flatten(1).sum(1).tolist()
-
-
-def _gradients(
-    model: PatchableModel,
-    stage: Stage,
-    references: Sequence[Reference],
-    lanes: Sequence[tuple[Lane, ...]],
-    sites: set[Site],
-) -> Gradients:
-    """Return the objective's gradients; `resid_pre` has one more layer, what leaves the last."""
-    seen: dict[Site, list[Tensor]] = {site: [] for site in {*sites, "resid_pre"}}
-
-    def see(site: Site, _: int, tensor: Tensor) -> None:
-        seen[site].append(tensor)
-
-    with ExitStack() as stack:
-        stack.enter_context(model.computing())
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(watching(model.parts, sites - {"resid_pre"}, see))
-        for part in model.parts:
-            hook = _leaf if part is model.parts[0] else _passed
-            stack.callback(
-                part.layer.register_forward_pre_hook(
-                    hook(seen["resid_pre"]), with_kwargs=True
-                ).remove
-            )
-        final = model.run_layers(stage.token_ids)
-        seen["resid_pre"].append(final)
-        goal = sum(
-            _objective(model, final[row], lane, references[lane.pair], lanes[lane.pair])
-            for row, lane in enumerate(stage.lanes)
-        )
-        flat = [tensor for site in seen for tensor in seen[site]]
-        gradients = iter(torch.autograd.grad(goal, flat, allow_unused=True))  # type: ignore[arg-type]
-    shapes = stage.trace.sites
-    return {site: [_shaped(next(gradients), shapes[site][0]) for _ in seen[site]] for site in seen}
-
-
-def _shaped(gradient: Tensor | None, like: Tensor) -> Tensor | None:
-    return None if gradient is None else gradient.reshape(like.shape)
-
-
-def _objective(
-    model: PatchableModel, final: Tensor, lane: Lane, reference: Reference, lanes: Sequence[Lane]
-) -> Tensor:
-    """Return a lane's part of its pair's objective."""
-    log_probs = model.logits(final[-lane.reads :]).float().log_softmax(-1)
-    rows = torch.arange(lane.reads, device=final.device)
-    foil = reference.foil
-    if lane != lanes[0]:
-        assert foil is not None  # noqa: S101 - a second lane is a foil's
-        return -log_probs[rows, foil].sum()
-    goal = log_probs[rows, reference.answer].sum()
-    if foil is not None and len(lanes) == 1:
-        goal = goal - log_probs[-1, foil[0]]
-    return goal
-
-
-def _leaf(seen: list[Tensor]) -> Any:
-    """Return a hook that makes the first residual a leaf, for models whose weights are frozen."""
-
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        residual = first_tensor(args) if args else kwargs["hidden_states"]
-        leaf = residual.detach().requires_grad_()
-        seen.append(leaf)
-        return ((leaf, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": leaf})
-
-    return hook
-
-
-def _passed(seen: list[Tensor]) -> Any:
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.append(first_tensor(args) if args else kwargs["hidden_states"])
-
-    return hook

@@ -17,9 +17,10 @@ __all__ = ["Chunk", "Order", "Rider", "in_chunks"]
 
 Order = Literal["importance", "position"]
 
-STARTS_PER_RIDER: Final = 8
-"""How many first rows share one rider. A rider for each would be a fifth more work in a model of
-twelve layers; one for eight is two hundredths."""
+STARTS_PER_RIDER: Final = 16
+"""How many first rows share one rider, which starts at the first of them and so strays furthest. A
+rider for each would be a fifth more work in a model of twelve layers; one for sixteen is two
+hundredths."""
 
 FIRST_SHARE: Final = 16
 """The first chunk takes this part of the budget, so that results come soon; each next one takes

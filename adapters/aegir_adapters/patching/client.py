@@ -2,87 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Literal, Required, Self, TypedDict, Unpack, overload
+from typing import Any, Self, Unpack, overload
 from uuid import uuid4
 
 import msgspec
 
-from aegir_adapters.patching.connection import Connection, InProcess, OnCell
-from aegir_adapters.patching.metrics import MetricName
+from aegir_adapters.patching.answers import ModelResponse
+from aegir_adapters.patching.connection import Connection, InProcess
 from aegir_adapters.patching.model import PatchableModel
-from aegir_adapters.patching.request import SourceKind
-from aegir_adapters.patching.response import ModelResponse
+from aegir_adapters.patching.options import (
+    CleanRun,
+    SweepOptions,
+    Target,
+    Text,
+    sweep_fields,
+    target,
+)
 from aegir_adapters.patching.service import PatchService
 from aegir_adapters.patching.spans import Span
 from aegir_adapters.patching.sweep_result import SweepResult, results_by_hook
 from aegir_stream.errors import MissingExtraError, OptionError
 
-__all__ = ["CleanRun", "PatchStudy", "SweepOptions"]
-
-Text = str | Sequence[int]
-"""Text, or token ids."""
-
-Target = int | str | Sequence[int]
-"""What is measured: a token id, text that is one token, or the ids of several tokens."""
-
-
-class CleanRun(msgspec.Struct, frozen=True, kw_only=True):
-    """A run that was captured.
-
-    Attributes:
-        run_id: its name.
-        prompt: its prompt.
-        num_prompt_tokens: tokens of the prompt.
-        clean_logprob: of the answer; `None` without one.
-        clean_logit_diff: of answer and foil; `None` without them.
-    """
-
-    run_id: str
-    prompt: Text
-    num_prompt_tokens: int
-    clean_logprob: float | None = None
-    clean_logit_diff: float | None = None
-
-
-class SweepOptions(TypedDict, total=False):
-    """What to sweep, and with what. Other fields are those of `PatchSweepRequest`.
-
-    Attributes:
-        answer_token: what is measured.
-        foil_token: what it is compared with, for `logit_diff`.
-        run: name of the source run.
-        clean: the source run, as it was captured.
-        layers: a list, ``{"start": 0, "stop": 4, "step": 1}``, or `all`.
-        positions: a list of positions and `Span`s, or `all_prompt`.
-        on_cell: called with each cell as it becomes final, the most promising first.
-    """
-
-    answer_token: Required[Target]
-    foil_token: Target | None
-    run: str | None
-    clean: CleanRun | None
-    layers: Sequence[int] | Mapping[str, int] | Literal["all"]
-    positions: Sequence[int | Span] | Literal["all_prompt"]
-    on_cell: OnCell | None
-    hook: str
-    metric: MetricName
-    alpha: float
-    clean_prompt: Text
-    keep_source: bool
-    clean_baseline: float
-    alignment: Sequence[Mapping[str, Any]]
-    source: SourceKind
-    source_runs: Sequence[str]
-    vectors: Sequence[Mapping[str, Any]]
-    latent: Mapping[str, Any]
-    order: Literal["importance", "position"]
-    limits: Mapping[str, int]
-
-
-_OWN = ("answer_token", "foil_token", "run", "clean", "layers", "on_cell")
-"""Options that the request does not have under the same name."""
+__all__ = ["PatchStudy"]
 
 
 class PatchStudy:
@@ -157,8 +100,8 @@ class PatchStudy:
                 "prompt": prompt,
                 "source_run": run or uuid4().hex,
                 "layers": layers,
-                **_target("answer", answer_token),
-                **_target("foil", foil_token),
+                **target("answer", answer_token),
+                **target("foil", foil_token),
             }
         )
         return CleanRun(
@@ -183,17 +126,25 @@ class PatchStudy:
 
     @overload
     async def sweep_layers_positions(
-        self, corrupt_prompt: Text, *, hooks: None = None, **options: Unpack[SweepOptions]
+        self,
+        corrupt_prompt: Text | None = None,
+        *,
+        hooks: None = None,
+        **options: Unpack[SweepOptions],
     ) -> SweepResult: ...
 
     @overload
     async def sweep_layers_positions(
-        self, corrupt_prompt: Text, *, hooks: Sequence[str], **options: Unpack[SweepOptions]
+        self,
+        corrupt_prompt: Text | None = None,
+        *,
+        hooks: Sequence[str],
+        **options: Unpack[SweepOptions],
     ) -> dict[str, SweepResult]: ...
 
     async def sweep_layers_positions(
         self,
-        corrupt_prompt: Text,
+        corrupt_prompt: Text | None = None,
         *,
         hooks: Sequence[str] | None = None,
         **options: Unpack[SweepOptions],
@@ -201,17 +152,17 @@ class PatchStudy:
         """Sweep layers and positions.
 
         Args:
-            corrupt_prompt: what is patched.
+            corrupt_prompt: what is patched; left out where there are `pairs`.
             hooks: several hooks; the result is then a dictionary by their names.
             options: see `SweepOptions`.
 
         Raises:
             RequestError: one of these is refused.
         """
-        if hooks is None:
-            (only,) = (await self._swept(corrupt_prompt, {}, options)).values()
-            return only
-        return await self._swept(corrupt_prompt, {"hooks": hooks}, options)
+        fields = sweep_fields(corrupt_prompt, hooks, options)
+        response = await self._connection.sweep(fields, options.get("on_cell"))
+        results = results_by_hook(response)
+        return results[response.hook] if hooks is None else results
 
     async def zoom(
         self,
@@ -234,9 +185,11 @@ class PatchStudy:
             options: see `SweepOptions`; the hook and the metric are by default those of the result.
 
         Raises:
-            OptionError: the result has no best cell to zoom in on.
+            OptionError: the result has no best cell to zoom in on, or is not of positions of one
+                prompt.
             RequestError: one of the options is refused.
         """
+        _check_zoom(result)
         layer, position = around or _best(result)
         tokens = await self._connection.tokens({"prompt": corrupt_prompt})
         model = await self.model()
@@ -253,20 +206,6 @@ class PatchStudy:
         """Drop a run, even while it is being read; return whether there was one."""
         return await self._connection.drop(run)
 
-    async def _swept(
-        self, corrupt_prompt: Text, fields: dict[str, Any], options: SweepOptions
-    ) -> dict[str, SweepResult]:
-        fields |= {name: value for name, value in options.items() if name not in _OWN}
-        fields |= {"prompt": corrupt_prompt, "layers": options.get("layers", "all")}
-        fields |= _target("answer", options["answer_token"])
-        fields |= _target("foil", options.get("foil_token"))
-        clean, run = options.get("clean"), options.get("run")
-        if run is not None or clean is not None:
-            fields["source_run"] = clean.run_id if clean is not None and run is None else run
-        # What a request refuses, it refuses alike here and over HTTP, from plain values.
-        plain = msgspec.to_builtins(fields)
-        return results_by_hook(await self._connection.sweep(plain, options.get("on_cell")))
-
 
 def _over_http(base_url: str) -> Connection:
     try:
@@ -276,12 +215,13 @@ def _over_http(base_url: str) -> Connection:
     return OverHTTP(base_url)
 
 
-def _target(kind: str, target: Target | None) -> dict[str, Any]:
-    if target is None:
-        return {}
-    if isinstance(target, int):
-        return {f"{kind}_token_id": target}
-    return {f"{kind}_token" if isinstance(target, str) else kind: target}
+def _check_zoom(result: SweepResult) -> None:
+    several = "groups" if result.columns is not None else "prompt pairs"
+    if result.columns is not None or result.response.pair_grids is not None:
+        raise OptionError(
+            f"Expected a sweep of one prompt's positions to zoom in on, got one of {several}",
+            hint="Sweep the `layers` and `positions` around the cell",
+        )
 
 
 def _best(result: SweepResult) -> tuple[int, int]:

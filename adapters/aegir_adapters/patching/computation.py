@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -12,8 +14,10 @@ from torch import Tensor
 from aegir_adapters.patching.attribution import estimate, rank_correlation
 from aegir_adapters.patching.cells import Cell, Grid, Job, lay_out
 from aegir_adapters.patching.chunks import Chunk, Rider, in_chunks
+from aegir_adapters.patching.counting import Counting
+from aegir_adapters.patching.gradients import GradientError
 from aegir_adapters.patching.lanes import Lane, lanes_of
-from aegir_adapters.patching.metrics import RAW, MetricName
+from aegir_adapters.patching.metrics import RAW, UNSLOPED, MetricName, raw_metrics
 from aegir_adapters.patching.model import PatchableModel
 from aegir_adapters.patching.patches import Patch
 from aegir_adapters.patching.results import (
@@ -21,7 +25,6 @@ from aegir_adapters.patching.results import (
     CellResult,
     NoiseFloor,
     SweepBegin,
-    SweepCounts,
     SweepEnd,
 )
 from aegir_adapters.patching.scoring import Raw, Scale, scale_of, scored
@@ -78,16 +81,16 @@ class Computation:
             for pair, spec in enumerate(specs)
         ]
         self._free, self._jobs = lay_out(model, self._setting, self._grids)
-        self._previews = self._shared.order == "importance"
-        if self._previews:
-            references = [scale.reference for scale in self._scales]
-            estimate(model, self._setting.stages, references, self._jobs, self._lanes)
-        self.chunks = in_chunks(
+        self._changes = self._estimated()
+        self.chunks = self._chunked()
+        self._counting = Counting(
             model,
-            self._jobs,
-            self._lanes,
-            order=self._shared.order,
-            chunk_bytes=self._shared.chunk_bytes,
+            self._setting,
+            self._grids,
+            free=self._free,
+            jobs=self._jobs,
+            chunks=self.chunks,
+            slopes=len(self._changes[0]) if self._changes else 0,
         )
         self._floors: list[NoiseFloor] = []
         self._effects: list[tuple[float, float]] = []
@@ -101,9 +104,10 @@ class Computation:
             positions=tuple(grid.positions for grid in self._grids),
             metrics=self._shared.metrics,
             baselines=tuple(scale.baselines() for scale in self._scales),
-            counts=self._counts(),
+            counts=self._counting.counts(),
             engine=self._model.engine,
             engine_reason=self._model.engine_reason,
+            method=self._shared.method,
             warnings=tuple(chain.from_iterable(scale.warnings() for scale in self._scales)),
         )
 
@@ -112,8 +116,21 @@ class Computation:
         if not self._free:
             return None
         results = [
-            self._result(cell, self._scales[cell.pair].corrupt, floor=0.0, free=True)
-            for cell in self._free
+            self._result(cell, self._scales[cell.pair].corrupt, free=True) for cell in self._free
+        ]
+        return CellBatch(cells=tuple(results))
+
+    def estimated_cells(self) -> CellBatch | None:
+        """Return first-order estimates of all other cells, where these are what is asked for."""
+        if self._shared.method == "exact" or not self._jobs:
+            return None
+        estimates = list(zip(self._jobs, self._changes, strict=True))
+        if self._shared.order == "importance":
+            estimates.sort(key=lambda estimate: -estimate[0].promise)
+        results = [
+            self._result(cell, self._scales[job.pair].moved(change), estimated=True)
+            for job, change in estimates
+            for cell in job.cells
         ]
         return CellBatch(cells=tuple(results))
 
@@ -126,14 +143,13 @@ class Computation:
             for rider, raw in zip(chunk.riders, found[len(chunk.jobs) :], strict=True)
         ]
         self._floors += floors
-        first = self._shared.metrics[0]
         by_start = {
-            (rider.pair, start): floor.values.get(first, 0.0)
+            (rider.pair, start): floor.values
             for rider, floor in zip(chunk.riders, floors, strict=True)
             for start in rider.starts
         }
         results = [
-            self._result(cell, raw, floor=by_start[job.pair, job.start])
+            self._result(cell, raw, floors=by_start[job.pair, job.start])
             for job, raw in zip(chunk.jobs, found, strict=False)
             for cell in job.cells
         ]
@@ -144,7 +160,7 @@ class Computation:
         """Return what came of it."""
         agreement = rank_correlation(*zip(*self._effects, strict=True)) if self._effects else None
         return SweepEnd(
-            counts=self._counts(done=True),
+            counts=self._counting.counts(done=True),
             noise_floor=_largest(self._floors),
             noise_floors=tuple(self._floors),
             failed=self._failed,
@@ -168,6 +184,50 @@ class Computation:
             foil=spec.foil_ids,
             corrupt=[baselines[lane] for lane in self._lanes[pair]],
             clean=[baselines[lane] for lane in clean] or None,
+        )
+
+    def _estimated(self) -> list[Raw]:
+        """Return the estimated change of each job, and hold it for its promise; or nothing."""
+        exact = self._shared.method == "exact"
+        if not self._jobs or (exact and self._shared.order == "position"):
+            return []
+        metrics = (self._ordering(),) if exact else raw_metrics(self._shared.metrics)
+        try:
+            changes = estimate(
+                self._model,
+                self._setting,
+                self._scales,
+                self._jobs,
+                self._lanes,
+                metrics=metrics,
+            )
+        except GradientError:
+            if exact:
+                return []
+            raise
+        for job, change in zip(self._jobs, changes, strict=True):
+            # What is no number promises nothing.
+            job.promise = abs(change[metrics[0]]) if math.isfinite(change[metrics[0]]) else 0.0
+        return changes
+
+    def _ordering(self) -> MetricName:
+        """Return the metric whose estimates order the exact cells: the first that can be."""
+        level = {
+            *UNSLOPED,
+            *(("kl",) if any(scale.clean is None for scale in self._scales) else ()),
+        }
+        raw = raw_metrics(self._shared.metrics)
+        return next((name for name in raw if name not in level), "logprob")
+
+    def _chunked(self) -> list[Chunk]:
+        if self._shared.method == "attribution":
+            return []
+        return in_chunks(
+            self._model,
+            self._jobs,
+            self._lanes,
+            order=self._shared.order,
+            chunk_bytes=self._shared.chunk_bytes,
         )
 
     def _run(self, chunk: Chunk) -> list[Raw | None]:
@@ -218,67 +278,44 @@ class Computation:
         return NoiseFloor(pair=rider.pair, chunk=number, starts=rider.starts, values=apart)
 
     def _result(
-        self, cell: Cell, raw: Raw | None, *, floor: float, free: bool = False
+        self,
+        cell: Cell,
+        raw: Raw | None,
+        *,
+        floors: Mapping[MetricName, float] = MappingProxyType({}),
+        free: bool = False,
+        estimated: bool = False,
     ) -> CellResult:
         scale = self._scales[cell.pair]
-        values = tuple(scale.values(raw).values())
-        still = scale.values(scale.corrupt)[self._shared.metrics[0]]
-        value = values[0]
+        values, still = scale.values(raw), scale.values(scale.corrupt)
+        quiet = tuple(
+            not estimated
+            and value is not None
+            and (before := still[name]) is not None
+            and abs(value - before) <= floors.get(name, 0.0)
+            for name, value in values.items()
+        )
         self._failed += raw is None
         return CellResult(
             pair=cell.pair,
             hook=cell.hook.name,
             layer=cell.layer,
             position=cell.position,
-            values=values,
-            below_noise=value is not None and still is not None and abs(value - still) <= floor,
+            values=tuple(values.values()),
+            below_noise=quiet[0],
             free=free,
             error="a metric is not finite" if raw is None else None,
+            estimated=estimated,
+            quiet=quiet,
         )
 
     def _note(self, jobs: Sequence[Job], found: Sequence[Raw | None]) -> None:
         """Keep estimated and exact effects, to tell at the end how far the preview was right."""
         name = RAW.get(self._shared.metrics[0], self._shared.metrics[0])
         for job, raw in zip(jobs, found, strict=False):
-            if raw is not None and self._previews:
+            if raw is not None and self._changes:
                 effect = abs(raw[name] - self._scales[job.pair].corrupt[name])
                 self._effects.append((job.promise, effect))
-
-    def _counts(self, *, done: bool = False) -> SweepCounts:
-        """Return how much work the sweep is, or how much it was."""
-        jobs, riders = self._predicted()
-        engines = [stage.engine for stage in self._setting.stages.values()]
-        total = len(self._free) + sum(len(job.cells) for job in self._jobs)
-        naive = sum(
-            len(grid.cells()) * sum(lane.length for lane in grid.lanes) for grid in self._grids
-        )
-        previews = 3 * sum(lane.length for lanes in self._lanes for lane in lanes)
-        return SweepCounts(
-            total=total,
-            free=len(self._free),
-            computed=len(self._jobs),
-            deduplicated=total - len(self._free) - len(self._jobs),
-            token_layers=sum(e.token_layers for e in engines) - riders if done else jobs,
-            token_layers_naive=naive * self._model.num_layers,
-            token_layers_riders=riders,
-            token_layers_baselines=self._setting.token_layers
-            + (previews * self._model.num_layers if self._previews and self._jobs else 0),
-        )
-
-    def _predicted(self) -> tuple[int, int]:
-        """Return the token-layers of all jobs and of all riders."""
-        jobs = (job for chunk in self.chunks for job in chunk.jobs)
-        riders = (rider for chunk in self.chunks for rider in chunk.riders)
-        return self._cost(jobs), self._cost(riders)
-
-    def _cost(self, units: Iterable[Job | Rider]) -> int:
-        return sum(
-            self._setting.stages[lane.length].engine.cost(
-                patch, num_layers=self._model.num_layers, length=lane.length
-            )
-            for unit in units
-            for lane, patch in zip(self._lanes[unit.pair], unit.patches, strict=True)
-        )
 
 
 def _largest(floors: Sequence[NoiseFloor]) -> Floors:

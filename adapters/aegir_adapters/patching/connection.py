@@ -5,19 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from aegir_adapters.patching.answers import CapturedRun, ModelResponse, TokensResponse
 from aegir_adapters.patching.request import (
     CaptureRequest,
     PatchSweepRequest,
     TokensRequest,
     convert_request,
 )
-from aegir_adapters.patching.response import (
-    CapturedRun,
-    CellEvent,
-    ModelResponse,
-    PatchSweepResponse,
-    TokensResponse,
-)
+from aegir_adapters.patching.response import CellEvent, PatchSweepResponse
 from aegir_adapters.patching.service import PatchService
 from aegir_adapters.patching.worker import Worker, interrupting
 

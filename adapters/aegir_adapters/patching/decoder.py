@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -42,6 +42,7 @@ class Decoder:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.layers = list(_decoder_layers(module))
+        self._returned = 0
 
     @property
     def num_layers(self) -> int:
@@ -68,8 +69,9 @@ class Decoder:
     def computing(self, tap: Tap | None = None) -> Iterator[None]:
         """Hold the model in evaluation mode, without gradients, behind a tap; then restore it."""
         training = [module for module in self.module.modules() if module.training]
-        self.module.eval()
         try:
+            for module in training:
+                module.training = False
             with torch.no_grad(), tapped(self.module, tap):
                 yield
         finally:
@@ -90,6 +92,7 @@ class Decoder:
         left: list[Tensor] = []
 
         def stop(_: nn.Module, __: Any, output: Any) -> None:
+            self._returned = 0 if isinstance(output, Tensor) else len(output)
             left.append(first_tensor(output))
             raise Stop
 
@@ -102,36 +105,83 @@ class Decoder:
             handle.remove()
         return left[0]
 
-    def logits(self, rows: Tensor) -> Tensor:
+    def logits(self, rows: Tensor, *, columns: Tensor | None = None) -> Tensor:
         """Return what the model makes of residuals that leave its last layer.
 
         The model's own code does it, from the final norm to a soft cap of the logits: it is run
-        over a single token, and what its last layer returns is replaced. To be called while
-        `computing`.
+        over a single token, past all layers but the last, and what that returns is replaced. To be
+        called while `computing`.
 
         Args:
             rows: shape (n, d_model).
+            columns: tokens whose logits alone are needed; by default all.
 
         Returns:
-            Shape (n, vocabulary), the model's dtype.
+            Shape (n, vocabulary) or (n, columns), the model's dtype.
         """
 
         def replace(_: nn.Module, __: Any, output: Any) -> Any:
             return with_first_tensor(output, rows[None])
 
-        handle = self.layers[-1].register_forward_hook(replace)
-        try:
+        with ExitStack() as stack:
+            stack.callback(self.layers[-1].register_forward_hook(replace).remove)
+            stack.enter_context(_idle(self.layers[:-1], self._returned))
+            stack.enter_context(_narrowed(self.module, columns))
             one = torch.zeros(1, 1, dtype=torch.long, device=self.device)
             logits: Tensor = self.module(input_ids=one, **self._no_cache).logits
-        finally:
-            handle.remove()
-        return logits.reshape(-1, logits.shape[-1])
+        logits = logits.reshape(len(rows), -1)
+        narrow = columns is None or logits.shape[-1] == len(columns)
+        return logits if narrow else logits[:, columns]
 
     @cached_property
     def _no_cache(self) -> dict[str, Any]:
         given = inspect.signature(self.module.forward).parameters
         takes = "use_cache" in given or any(p.kind is p.VAR_KEYWORD for p in given.values())
         return {"use_cache": False} if takes else {}
+
+
+@contextmanager
+def _idle(layers: Sequence[nn.Module], returned: int) -> Iterator[None]:
+    """Have layers hand on what they are given, in a tuple of so many things, or by itself."""
+
+    def hand_on(*args: Any, **kwargs: Any) -> Any:
+        residual = args[0] if args else kwargs["hidden_states"]
+        return (residual, *[None] * (returned - 1)) if returned else residual
+
+    before = [vars(layer).get("forward") for layer in layers]
+    try:
+        for layer in layers:
+            vars(layer)["forward"] = hand_on
+        yield
+    finally:
+        for layer, forward in zip(layers, before, strict=True):
+            vars(layer).pop("forward")
+            if forward is not None:
+                vars(layer)["forward"] = forward
+
+
+@contextmanager
+def _narrowed(module: nn.Module, columns: Tensor | None) -> Iterator[None]:
+    """Have a model's head make some logits only, where it is a matrix and nothing more."""
+    head = module.get_output_embeddings()  # type: ignore[operator]
+    plain = type(head) is nn.Linear and not (head._forward_hooks or head._forward_pre_hooks)  # noqa: SLF001 - the hooks of others have no public spelling
+    if columns is None or not plain:
+        yield
+        return
+    given: list[Tensor] = []
+
+    def keep(_: nn.Module, args: tuple[Any, ...]) -> Any:
+        given.append(args[0])
+        return (args[0][..., :1, :], *args[1:])
+
+    def narrow(_: nn.Module, __: Any, ___: Any) -> Tensor:
+        bias = None if head.bias is None else head.bias[columns]
+        return nn.functional.linear(given.pop(), head.weight[columns], bias)
+
+    with ExitStack() as stack:
+        stack.callback(head.register_forward_pre_hook(keep).remove)
+        stack.callback(head.register_forward_hook(narrow).remove)
+        yield
 
 
 def first_tensor(output: Any) -> Tensor:

@@ -20,13 +20,23 @@ With p the model's distribution at a row, and the answer's tokens t forced one a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Final, Literal, get_args
 
 import msgspec
 from torch import Tensor
 
-__all__ = ["METRICS", "MetricName", "Reference", "recovered", "score"]
+__all__ = [
+    "METRICS",
+    "RAW",
+    "UNSLOPED",
+    "MetricName",
+    "Reference",
+    "raw_metrics",
+    "recovered",
+    "score",
+]
 
 MetricName = Literal["logprob", "logit_diff", "recovered", "recovered_logit_diff", "kl", "rank"]
 
@@ -37,6 +47,9 @@ RAW: Final[dict[MetricName, MetricName]] = {
     "recovered_logit_diff": "logit_diff",
 }
 """What each normalised metric is made of."""
+
+UNSLOPED: Final[dict[MetricName, str]] = {"rank": "it counts tokens, and steps"}
+"""Metrics that have no gradient, and why."""
 
 SMALLEST_SPREAD: Final = 1e-9
 """Below this, clean and corrupt count as equal."""
@@ -71,9 +84,14 @@ def score(
     """
     lanes = [_Lane(one) for one in logits]
     found: dict[MetricName, Tensor] = {}
-    for name in {RAW.get(name, name) for name in names}:
+    for name in raw_metrics(names):
         found[name] = _RAW_METRICS[name](reference, lanes).double()
     return found
+
+
+def raw_metrics(names: Sequence[MetricName]) -> tuple[MetricName, ...]:
+    """Return what these metrics are made of, each once, in their order."""
+    return tuple(dict.fromkeys(RAW.get(name, name) for name in names))
 
 
 def recovered(value: float, *, clean: float | None, corrupt: float) -> float | None:

@@ -9,17 +9,15 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
+from aegir_adapters.patching.answers import CapturedRun, ModelResponse, TokensResponse
 from aegir_adapters.patching.connection import Fields, OnCell
 from aegir_adapters.patching.request import RequestError
 from aegir_adapters.patching.response import (
-    CapturedRun,
     CellEvent,
     ErrorEvent,
-    ModelResponse,
     PatchSweepResponse,
     StartEvent,
     SummaryEvent,
-    TokensResponse,
 )
 from aegir_stream.errors import AegirError
 

@@ -12,7 +12,7 @@ from aegir_adapters.patching.attention import AttentionCall, Tap
 from aegir_adapters.patching.decoder import Stop
 from aegir_adapters.patching.trace import Attended
 
-__all__ = ["KeysOnly", "Packed", "Place", "Switch", "no_attention"]
+__all__ = ["KeysOnly", "Packed", "Place", "Switch", "Whole", "no_attention"]
 
 
 class Place(NamedTuple):
@@ -65,13 +65,54 @@ def no_attention(call: AttentionCall) -> Tensor:
     return call.query.new_zeros(1, rows, heads, call.value.shape[-1])
 
 
+class Whole:
+    """Keys and values of whole prompts: a patch's own rows, and before them the unpatched ones.
+
+    One buffer serves all places of a layer. They come in order, so from one to the next only the
+    rows between their starts have to be restored.
+
+    Args:
+        attended: what the layer's attention was called with in the unpatched run.
+        most: how many patches a place has at most.
+    """
+
+    def __init__(self, attended: Attended, most: int) -> None:
+        self._attended = attended
+        self._buffers = [
+            given.new_empty(most, given.shape[2], given.shape[1], given.shape[3]).transpose(1, 2)
+            for given in (attended.key, attended.value)
+        ]
+        self._at = Place(0, 0)
+
+    def of(self, place: Place, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys and values of all rows, to be used before the next are asked for.
+
+        Args:
+            place: where the patches lie.
+            key: their own rows. Shape (patches, key heads, rows, d_head).
+            value: likewise.
+
+        Returns:
+            Shape (patches, key heads, length, d_head) each.
+        """
+        follows = place.lane == self._at.lane and place.start >= self._at.start
+        restored = slice(self._at.start if follows else 0, place.start)
+        given = (self._attended.key, self._attended.value)
+        for buffer, unpatched, own in zip(self._buffers, given, (key, value), strict=True):
+            buffer[:, :, restored] = unpatched[place.lane, :, restored]
+            buffer[: len(own), :, place.start :] = own
+        self._at = place
+        whole_key, whole_value = (buffer[: len(key)] for buffer in self._buffers)
+        return whole_key, whole_value
+
+
 class Packed:
     """A tap that attends within each patch, and from there to the unpatched rows before it.
 
     Args:
-        attended: what the layer's attention was called with in the unpatched run.
+        whole: makes keys and values of whole prompts.
         places: the groups that the rows belong to, in order, each with its number of patches.
-        causal: which rows see which, for models that make no mask. Shape (1, 1, length, length).
+        mask: what is added to attention weights. Shape (1 or lanes, 1 or heads, length, length).
         keys: keys and values of all rows, where the queries are the last rows of each patch only;
             `None` where queries, keys and values have the same rows.
         reads: how many last rows these are.
@@ -79,23 +120,23 @@ class Packed:
 
     def __init__(
         self,
-        attended: Attended,
+        whole: Whole,
         places: Sequence[tuple[Place, int]],
         *,
-        causal: Tensor,
+        mask: Tensor,
         keys: KeysOnly | None = None,
         reads: int = 0,
     ) -> None:
-        self._attended = attended
+        self._whole = whole
         self._places = places
-        self._causal = causal
+        self._mask = mask
         self._keys = keys
         self._reads = reads
 
     def __call__(self, call: AttentionCall) -> Tensor:
         """See `Tap`."""
         source = self._keys or call
-        length = self._attended.key.shape[2]
+        length = self._mask.shape[-1]
         below = [length - place.start for place, _ in self._places]
         asking = below if self._keys is None else [self._reads] * len(below)
         queries = self._groups(call.query, asking)
@@ -103,14 +144,16 @@ class Packed:
         outputs = []
         groups = zip(self._places, asking, queries, keys, values, strict=True)
         for (place, _), rows, query, key, value in groups:
+            whole_key, whole_value = self._whole.of(place, key, value)
+            lane = place.lane if len(self._mask) > 1 else 0
             part = call._replace(
                 query=query,
-                key=_whole(self._attended.key, key, place),
-                value=_whole(self._attended.value, value, place),
-                mask=self._mask(place, rows),
+                key=whole_key,
+                value=whole_value,
+                mask=self._mask[lane : lane + 1, :, -rows:],
             )
             outputs.append(part.output().flatten(0, 1))
-        return torch.cat(outputs)[None]
+        return (outputs[0] if len(outputs) == 1 else torch.cat(outputs))[None]
 
     def _groups(self, packed: Tensor, rows: Sequence[int]) -> list[Tensor]:
         """Return the groups' parts of (1, heads, all rows, d). Shape (patches, heads, rows, d)."""
@@ -122,19 +165,3 @@ class Packed:
         return [
             p.view(count, *shape).transpose(1, 2) for p, count in zip(parts, counts, strict=True)
         ]
-
-    def _mask(self, place: Place, asking: int) -> Tensor | None:
-        """Return what the last rows see. Shape (1, 1 or heads, rows, length)."""
-        mask = self._attended.mask
-        if mask is not None:
-            lane = place.lane if len(mask) > 1 else 0
-            return mask[lane : lane + 1, :, -asking:]
-        return None if asking == 1 else self._causal[:, :, -asking:]
-
-
-def _whole(unpatched: Tensor, own: Tensor, place: Place) -> Tensor:
-    """Return keys or values of all rows. Shape (patches, key heads, length, d_head)."""
-    if not place.start:
-        return own
-    before = unpatched[place.lane, :, : place.start].expand(len(own), -1, -1, -1)
-    return torch.cat([before, own], 2)

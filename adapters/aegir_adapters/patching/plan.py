@@ -2,63 +2,70 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections import Counter
+from collections.abc import Mapping
+from typing import Literal
 
 import msgspec
 
+from aegir_adapters.patching.checks import (
+    check_columns,
+    check_metrics,
+    check_numbers,
+    check_source,
+    check_target,
+)
 from aegir_adapters.patching.limits import Limits
 from aegir_adapters.patching.model import PatchableModel
-from aegir_adapters.patching.request import (
-    AlignedPair,
-    LayerRange,
-    PatchSweepRequest,
-    RequestError,
+from aegir_adapters.patching.prompt_pairs import PairRequest, pair_requests
+from aegir_adapters.patching.prompts import (
+    check_forced,
+    read_prompt,
+    resolve_groups,
+    resolve_positions,
+    spelled,
 )
+from aegir_adapters.patching.request import LayerRange, PatchSweepRequest, RequestError
 from aegir_adapters.patching.sources import LatentDictionary
-from aegir_adapters.patching.spans import Prompt, Span, tokenize
-from aegir_adapters.patching.target import Target, check_ids, read_target
-from aegir_stream.errors import OptionError
+from aegir_adapters.patching.spans import Prompt
+from aegir_adapters.patching.target import Target, read_target
 
-__all__ = [
-    "SweepPlan",
-    "aligned_pairs",
-    "plan_layers",
-    "plan_sweep",
-    "read_prompt",
-    "resolve_positions",
-]
+__all__ = ["PairPlan", "SweepPlan", "plan_layers", "plan_sweep"]
 
 Layers = tuple[int, ...] | LayerRange | Literal["all"]
 
-_NEEDS_FOIL = ("logit_diff", "recovered_logit_diff")
-_RECOVERED = ("recovered", "recovered_logit_diff")
-_BELONGS_TO = {"source_runs": "mean", "vectors": "vector", "latent": "latent"}
 
-
-class SweepPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """One sweep, as far as it is known without its source run.
+class PairPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """One prompt pair of a sweep, as far as it is known without its source run.
 
     Attributes:
-        request: as it was asked for.
-        prompt: the patched prompt.
-        clean: the source run's prompt, if it was given.
+        asked: what is asked for of it.
         hooks: names, each once.
         layers: each once.
-        positions: each once; some may turn out unaligned.
+        prompt: the patched prompt.
+        tokens: what each of its tokens spells; `None` without a tokenizer.
+        clean: the source run's prompt, if it was given.
+        names: of the columns; `None` without groups.
+        columns: positions that are patched together; some may turn out unaligned.
         target: what is measured.
         limits: what applies.
     """
 
-    request: PatchSweepRequest
-    prompt: Prompt
-    clean: Prompt | None
+    asked: PairRequest
     hooks: tuple[str, ...]
     layers: tuple[int, ...]
-    positions: tuple[int, ...]
+    prompt: Prompt
+    tokens: tuple[str, ...] | None
+    clean: Prompt | None
+    names: tuple[str, ...] | None
+    columns: tuple[tuple[int, ...], ...]
     target: Target
     limits: Limits
+
+    @property
+    def request(self) -> PatchSweepRequest:
+        """What is asked for, as if there was no other pair."""
+        return self.asked.request
 
     @property
     def reads_run(self) -> bool:
@@ -66,6 +73,24 @@ class SweepPlan(msgspec.Struct, frozen=True, kw_only=True):
         kind, request = self.request.source, self.request
         named = request.source_run is not None or request.clean_prompt is not None
         return kind == "run" or (kind == "latent" and named)
+
+
+class SweepPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """One sweep, as far as it is known without its source runs.
+
+    Attributes:
+        request: as it was asked for.
+        hooks: names, each once.
+        layers: each once.
+        names: of the columns; `None` without groups.
+        pairs: the prompt pairs; one if no others were given.
+    """
+
+    request: PatchSweepRequest
+    hooks: tuple[str, ...]
+    layers: tuple[int, ...]
+    names: tuple[str, ...] | None
+    pairs: tuple[PairPlan, ...]
 
 
 def plan_sweep(
@@ -81,29 +106,33 @@ def plan_sweep(
         RequestError: a field does not fit the model, the prompt or another field.
     """
     limits = limits.within(request.limits)
-    _check_target(request)
-    _check_source(request, saes)
+    pairs = _checked(request, saes)
     hooks = _hooks(request, model)
     layers = plan_layers(request.layers, model)
-    target = read_target(request, model)
-    prompt = read_prompt("prompt", request.prompt, model, limits)
-    clean = None
-    if request.clean_prompt is not None:
-        clean = read_prompt("clean_prompt", request.clean_prompt, model, limits)
-    positions = resolve_positions("positions", request.positions, prompt)
-    if not layers or not positions:
-        field = "positions" if layers else "layers"
-        raise RequestError(field, getattr(request, field), allowed="at least one")
-    limits.check_cells(hooks=len(hooks), layers=len(layers), positions=len(positions))
+    targets = []
+    for pair in pairs:
+        with pair.naming():
+            targets.append(read_target(pair.request, model))
+    plans: list[PairPlan] = []
+    lengths: Counter[str] = Counter()
+    for pair, target in zip(pairs, targets, strict=True):
+        with pair.naming():
+            plan = _pair(pair, hooks, layers, target, model=model, limits=limits)
+        plans.append(plan)
+        lengths["patched"] += len(plan.prompt.token_ids)
+        lengths["clean"] += len(plan.clean.token_ids) if plan.clean is not None else 0
+        limits.check_tokens_of_all(max(lengths.values()), prompts=len(plans))
+    if not layers:
+        raise RequestError("layers", request.layers, allowed="at least one")
+    plans = [_alike(plan, plans[0]) for plan in plans]
+    limits.check_cells(
+        "positions" if request.pairs is None else "pairs",
+        hooks=len(hooks),
+        layers=len(layers),
+        columns=[len(plan.columns) for plan in plans],
+    )
     return SweepPlan(
-        request=request,
-        prompt=prompt,
-        clean=clean,
-        hooks=hooks,
-        layers=layers,
-        positions=positions,
-        target=target,
-        limits=limits,
+        request=request, hooks=hooks, layers=layers, names=plans[0].names, pairs=tuple(plans)
     )
 
 
@@ -126,121 +155,92 @@ def plan_layers(asked: Layers, model: PatchableModel) -> tuple[int, ...]:
     return tuple(dict.fromkeys(asked))
 
 
-def read_prompt(field: str, text: Any, model: PatchableModel, limits: Limits) -> Prompt:
-    """Return a prompt as tokens.
-
-    Raises:
-        RequestError: it is empty, too long, or no prompt of this model.
-    """
-    if isinstance(text, tuple):
-        # Before they are spelled, which takes a while.
-        limits.check_tokens(field, len(text))
-        check_ids(field, text, model)
-    try:
-        prompt = tokenize(model.tokenizer, text)
-    except OptionError as error:
-        allowed = "a list of token ids, for the model has no tokenizer"
-        raise RequestError(field, text, allowed=allowed) from error
-    if not prompt.token_ids:
-        raise RequestError(field, text, allowed="at least one token")
-    limits.check_tokens(field, len(prompt.token_ids))
-    _check_fits(field, prompt, model)
-    check_ids(field, prompt.token_ids, model)
-    return prompt
-
-
-def resolve_positions(field: str, asked: Any, prompt: Prompt) -> tuple[int, ...]:
-    """Return positions, each once, in the order asked for.
-
-    Raises:
-        RequestError: one is outside the prompt, or a span is not in it.
-    """
-    if asked == "all_prompt":
-        return tuple(range(len(prompt.token_ids)))
-    found: dict[int, None] = {}
-    for one in asked:
-        found.update(dict.fromkeys(_resolve(field, one, prompt)))
-    return tuple(found)
-
-
-def aligned_pairs(pairs: Sequence[AlignedPair], prompt: Prompt, clean: Prompt) -> dict[int, int]:
-    """Return the source's position for each position that is named in pairs.
-
-    Raises:
-        RequestError: one is outside its prompt, or a span is not in it.
-    """
-    sources: dict[int, int] = {}
+def _checked(
+    request: PatchSweepRequest, saes: Mapping[str, LatentDictionary]
+) -> tuple[PairRequest, ...]:
+    """Return the prompt pairs, whose fields go together."""
+    pairs = pair_requests(request)
+    check_metrics(request)
     for pair in pairs:
-        here = _resolve("alignment", pair.position, prompt)
-        there = _resolve("alignment", pair.source_position, clean)
-        # The last token of a subject is where models gather what they know of it.
-        sources.update(zip(reversed(here), reversed(there), strict=False))
-    return sources
+        with pair.naming():
+            check_target(pair.request)
+    check_numbers(request)
+    for pair in pairs:
+        with pair.naming():
+            check_columns(pair.request)
+            check_source(pair.request, saes)
+    return pairs
 
 
-def _check_fits(field: str, prompt: Prompt, model: PatchableModel) -> None:
-    config: Any = model.module.config
-    most = getattr(config.get_text_config(), "max_position_embeddings", None)
-    count = len(prompt.token_ids)
-    if most is not None and count > most:
-        allowed = f"at most {most} tokens long, which is all that the model has positions for"
-        raise RequestError(field, f"{count} tokens", allowed=allowed, hint="Shorten the prompt")
+def _pair(
+    asked: PairRequest,
+    hooks: tuple[str, ...],
+    layers: tuple[int, ...],
+    target: Target,
+    *,
+    model: PatchableModel,
+    limits: Limits,
+) -> PairPlan:
+    request = asked.request
+    prompt = read_prompt("prompt", request.prompt, model, limits)
+    clean = None
+    if request.clean_prompt is not None:
+        clean = read_prompt("clean_prompt", request.clean_prompt, model, limits)
+    check_forced(target, prompt.token_ids, model)
+    names, columns = _columns(request, prompt)
+    return PairPlan(
+        asked=asked,
+        hooks=hooks,
+        layers=layers,
+        prompt=prompt,
+        tokens=spelled(prompt, model),
+        clean=clean,
+        names=names,
+        columns=columns,
+        target=target,
+        limits=limits,
+    )
 
 
-def _check_target(request: PatchSweepRequest) -> None:
-    if (request.answer, request.answer_token, request.answer_token_id) == (None, None, None):
-        raise RequestError("answer_token", None, allowed="given: it, `answer_token_id` or `answer`")
-    foil = (request.foil, request.foil_token, request.foil_token_id)
-    if request.metric in _NEEDS_FOIL and foil == (None, None, None):
-        raise RequestError(
-            "foil_token",
-            None,
-            allowed=f"given for {request.metric}: it, `foil_token_id` or `foil`",
-        )
-    for field in ("alpha", "clean_baseline"):
-        value = getattr(request, field)
-        if value is not None and not math.isfinite(value):
-            raise RequestError(field, value, allowed="a finite number")
+def _columns(
+    request: PatchSweepRequest, prompt: Prompt
+) -> tuple[tuple[str, ...] | None, tuple[tuple[int, ...], ...]]:
+    if request.groups is not None:
+        groups = resolve_groups(request.groups, prompt)
+        return tuple(groups), tuple(groups.values())
+    positions = resolve_positions("positions", request.positions, prompt)
+    return None, tuple((position,) for position in positions)
 
 
-def _check_source(request: PatchSweepRequest, saes: Mapping[str, LatentDictionary]) -> None:
-    for field, kind in _BELONGS_TO.items():
-        value = getattr(request, field)
-        if value is not None and request.source != kind:
-            raise RequestError(field, value, allowed=f"left out unless `source` is {kind}")
-    if request.source == "vector" and not request.vectors:
-        raise RequestError("vectors", request.vectors, allowed="given for the source vector")
-    if request.source == "latent":
-        if request.latent is None:
-            raise RequestError("latent", None, allowed="given for the source latent")
-        if request.latent.sae not in saes:
-            known = ", ".join(saes) or "none"
+def _alike(plan: PairPlan, first: PairPlan) -> PairPlan:
+    """Return a pair with its columns in the order of the first, or refuse it."""
+    with plan.asked.naming():
+        if not plan.columns:
+            raise RequestError("positions", plan.request.positions, allowed="at least one")
+        if plan.names is None and first.names is None:
+            _check_count(plan, first)
+            return plan
+        if plan.names is None or first.names is None or {*plan.names} != {*first.names}:
+            allowed = f"groups named {', '.join(first.names or ())}" if first.names else "left out"
             raise RequestError(
-                "latent", request.latent.sae, allowed=f"of an SAE that the server has: {known}"
+                "groups",
+                plan.request.groups,
+                allowed=f"{allowed}, as in {first.asked.owner}",
+                hint="A column of the grid is a group of every pair",
             )
-    _check_run(request)
+    columns = dict(zip(plan.names, plan.columns, strict=True))
+    return msgspec.structs.replace(
+        plan, names=first.names, columns=tuple(columns[name] for name in first.names)
+    )
 
 
-def _check_run(request: PatchSweepRequest) -> None:
-    named = request.source_run is not None or request.clean_prompt is not None
-    if request.source_run == "":
-        raise RequestError("source_run", "", allowed="a name")
-    if request.source == "run" and not named:
-        raise RequestError("source_run", None, allowed="given: it or `clean_prompt`, or both")
-    if request.source == "mean" and not named and not request.source_runs:
-        raise RequestError("source_runs", request.source_runs, allowed="given for the source mean")
-    if request.source in ("zero", "vector") and named:
-        field = "source_run" if request.source_run is not None else "clean_prompt"
-        value = getattr(request, field)
-        raise RequestError(field, value, allowed=f"left out for the source {request.source}")
-    has_clean = request.source == "run" or (request.source == "latent" and named)
-    if request.metric in _RECOVERED and not has_clean and request.clean_baseline is None:
+def _check_count(plan: PairPlan, first: PairPlan) -> None:
+    if len(plan.columns) != len(first.columns):
         raise RequestError(
-            "metric",
-            request.metric,
-            allowed=f"logprob, logit_diff, kl or rank for the source {request.source}, which has "
-            "no clean prompt",
-            hint="Or give `clean_baseline`, which recovered refers to",
+            "positions",
+            f"{len(plan.columns)} positions",
+            allowed=f"as many as in {first.asked.owner}, which has {len(first.columns)}",
+            hint="Give `groups`, or a list of as many `positions` for each pair",
         )
 
 
@@ -259,26 +259,5 @@ def _hooks(request: PatchSweepRequest, model: PatchableModel) -> tuple[str, ...]
     return tuple(dict.fromkeys(names))
 
 
-def _not_a_layer(value: Any, model: PatchableModel) -> RequestError:
+def _not_a_layer(value: object, model: PatchableModel) -> RequestError:
     return RequestError("layers", value, allowed=f"within 0..{model.num_layers - 1}")
-
-
-def _resolve(field: str, one: int | Span, prompt: Prompt) -> tuple[int, ...]:
-    length = len(prompt.token_ids)
-    if isinstance(one, int):
-        if not 0 <= one < length:
-            raise RequestError(field, one, allowed=f"within 0..{length - 1}")
-        return (one,)
-    try:
-        return prompt.positions(one)
-    except OptionError as error:
-        raise RequestError(
-            field,
-            {"span": one.span, "occurrence": one.occurrence},
-            allowed=_allowed(prompt),
-            hint=f"{error}",
-        ) from error
-
-
-def _allowed(prompt: Prompt) -> str:
-    return f"within 0..{len(prompt.token_ids) - 1}, or a span of the prompt's text"

@@ -13,6 +13,7 @@ __all__ = [
     "CellBatch",
     "CellResult",
     "Engine",
+    "Method",
     "NoiseFloor",
     "Position",
     "SweepBegin",
@@ -21,6 +22,10 @@ __all__ = [
 ]
 
 Engine = Literal["staircase", "forwards"]
+
+Method = Literal["exact", "attribution"]
+"""How cells get their values: each is computed with its patch in place, or all are estimated to
+first order from one backward pass for each metric."""
 
 Position = int | tuple[int, ...]
 """One position of the patched prompt, or several that are patched together."""
@@ -36,12 +41,13 @@ class SweepCounts(msgspec.Struct, frozen=True, kw_only=True):
         total: cells asked for.
         free: cells whose value follows without any computing.
         deduplicated: cells that equal another cell, which is computed.
-        computed: cells that are computed: ``total - free - deduplicated``.
+        computed: cells that are computed: ``total - free - deduplicated - estimated``.
         token_layers: what the computed cells take.
         token_layers_naive: what one forward for each cell would take.
         token_layers_riders: what the unpatched rows that measure the noise take in addition.
         token_layers_baselines: what the unpatched forwards, and the preview that orders the cells,
             take; a backward counts as two forwards.
+        estimated: cells that are estimated in place of being computed.
     """
 
     total: int
@@ -52,6 +58,7 @@ class SweepCounts(msgspec.Struct, frozen=True, kw_only=True):
     token_layers_naive: int
     token_layers_riders: int = 0
     token_layers_baselines: int = 0
+    estimated: int = 0
 
 
 class Baselines(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,6 +88,7 @@ class SweepBegin(msgspec.Struct, frozen=True, kw_only=True):
         engine: which engine computes the cells.
         engine_reason: why.
         warnings: what the caller should know, such as a metric that is undefined.
+        method: how cells get their values.
     """
 
     hooks: tuple[str, ...]
@@ -92,6 +100,7 @@ class SweepBegin(msgspec.Struct, frozen=True, kw_only=True):
     engine: Engine
     engine_reason: str
     warnings: tuple[str, ...] = ()
+    method: Method = "exact"
 
 
 class CellResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,6 +116,8 @@ class CellResult(msgspec.Struct, frozen=True, kw_only=True):
             unpatched row of the same batch does.
         free: whether it followed without computing.
         error: why it failed.
+        estimated: whether the values are first-order estimates. Free cells are exact always.
+        quiet: `below_noise` for each metric.
     """
 
     pair: int
@@ -117,6 +128,8 @@ class CellResult(msgspec.Struct, frozen=True, kw_only=True):
     below_noise: bool = False
     free: bool = False
     error: str | None = None
+    estimated: bool = False
+    quiet: tuple[bool, ...] = ()
 
 
 class CellBatch(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,7 +169,8 @@ class SweepEnd(msgspec.Struct, frozen=True, kw_only=True):
         noise_floors: each of them.
         failed: cells that failed.
         rank_correlation: Spearman's, between the preview's estimates and the exact effects of the
-            computed cells; `None` without a preview or with fewer than two cells.
+            computed cells; `None` without a preview, with fewer than two cells, or where no cell
+            was computed.
         elapsed_s: from the call to the end, waiting of the caller excluded.
     """
 

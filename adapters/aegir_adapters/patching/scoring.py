@@ -14,6 +14,7 @@ from aegir_adapters.patching.metrics import (
     RAW,
     MetricName,
     Reference,
+    raw_metrics,
     recovered,
     score,
 )
@@ -41,6 +42,11 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     reference: Reference
     corrupt: Raw
     clean: Raw | None
+
+    def moved(self, change: Raw) -> Raw | None:
+        """Return the unpatched raw metrics with a change added; `None` where one is not finite."""
+        raw: Raw = {name: self.corrupt[name] + by for name, by in change.items()}
+        return raw if all(map(math.isfinite, raw.values())) else None
 
     def values(self, raw: Raw | None) -> dict[MetricName, float | None]:
         """Return every metric of a cell, from its raw ones; `None` where undefined."""
@@ -126,19 +132,34 @@ def scored(
         residuals: of each lane. Shape (cells, reads, d_model).
         chunk_bytes: memory that the logits of one part may take.
     """
+    columns, reference = _columns(scale, lanes)
+    width = model.vocab_size if columns is None else len(columns)
     reads = sum(lane.reads for lane in lanes)
     # Logits, log-probabilities, and two intermediate results of that size, all float32.
-    size = max(1, chunk_bytes // (reads * model.vocab_size * 4 * 4))
+    size = max(1, chunk_bytes // (reads * width * 4 * 4))
     found: list[Raw | None] = []
     with model.computing():
         for parts in zip(*(torch.split(rows, size) for rows in residuals), strict=True):
-            logits = [model.logits(p.flatten(0, 1)).reshape(*p.shape[:2], -1) for p in parts]
-            found += _raw(scale, logits)
+            logits = [
+                model.logits(part.flatten(0, 1), columns=columns).reshape(*part.shape[:2], -1)
+                for part in parts
+            ]
+            found += _raw(score(scale.metrics, reference, logits))
     return found
 
 
-def _raw(scale: Scale, logits: list[Tensor]) -> list[Raw | None]:
-    values = score(scale.metrics, scale.reference, logits)
+def _columns(scale: Scale, lanes: Sequence[Lane]) -> tuple[Tensor | None, Reference]:
+    """Return the only tokens whose logits matter, if not all, and how to refer to these."""
+    reference = scale.reference
+    if set(raw_metrics(scale.metrics)) != {"logit_diff"} or len(lanes) > 1:
+        return None, reference
+    assert reference.foil is not None  # noqa: S101 - a spec without foil is refused
+    answer, foil = torch.split(torch.arange(2, device=reference.answer.device), 1)
+    own = Reference(answer=answer, foil=foil, log_probs=None)
+    return torch.cat([reference.answer, reference.foil]), own
+
+
+def _raw(values: dict[MetricName, Tensor]) -> list[Raw | None]:
     columns = {name: column.tolist() for name, column in values.items()}
     cells = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     return [cell if all(map(math.isfinite, cell.values())) else None for cell in cells]

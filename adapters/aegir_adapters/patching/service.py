@@ -3,55 +3,49 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from inspect import GEN_RUNNING, getgeneratorstate
 from uuid import uuid4
 
+from aegir_adapters.patching.answers import CapturedRun, ModelResponse, TokensResponse
 from aegir_adapters.patching.capture import capture
+from aegir_adapters.patching.columns import Columns, columns_of
+from aegir_adapters.patching.engine_refusals import engine_refused
 from aegir_adapters.patching.hooks import HOOKS
 from aegir_adapters.patching.interruption import interruptible
 from aegir_adapters.patching.limits import Limits, capture_bytes
 from aegir_adapters.patching.manifest import RunManifest
 from aegir_adapters.patching.metrics import MetricName
 from aegir_adapters.patching.model import PatchableModel
-from aegir_adapters.patching.origin import Origin, find_origin
-from aegir_adapters.patching.plan import (
-    SweepPlan,
-    plan_layers,
-    plan_sweep,
+from aegir_adapters.patching.origin import Origin, Origins
+from aegir_adapters.patching.plan import PairPlan, SweepPlan, plan_layers, plan_sweep
+from aegir_adapters.patching.prompts import (
+    check_forced,
     read_prompt,
     resolve_positions,
+    spelled,
 )
 from aegir_adapters.patching.reading import engine_metrics
+from aegir_adapters.patching.reporting import SweepReport
 from aegir_adapters.patching.request import (
     CaptureRequest,
     PatchSweepRequest,
     RequestError,
     TokensRequest,
 )
-from aegir_adapters.patching.response import CapturedRun, ModelResponse, TokensResponse
-from aegir_adapters.patching.results import SweepBegin
+from aegir_adapters.patching.results import Position, SweepBegin
 from aegir_adapters.patching.running import RunningSweep
 from aegir_adapters.patching.sources import LatentDictionary, RunSource, Source, SourceRun
 from aegir_adapters.patching.spec import CHUNK_BYTES, SweepSpec
 from aegir_adapters.patching.store import RunStore
 from aegir_adapters.patching.sweep import Item, sweep
 from aegir_adapters.patching.target import Target, read_target
-from aegir_stream.errors import LayerError, OptionError
 
 __all__ = ["PatchService"]
 
 _CPU_CHUNK_BYTES = 1 << 25
 """On a CPU 32 MiB took no longer in all than 256 MiB, and no chunk half a second (8 layers)."""
-
-_FIELD_OF = {
-    "run": "source_run",
-    "zero": "prompt",
-    "mean": "source_runs",
-    "vector": "vectors",
-    "latent": "latent",
-}
 
 
 class PatchService:
@@ -108,16 +102,18 @@ class PatchService:
         with ExitStack() as held:
             with self._turn, interruptible(self.model.layers, interrupt):
                 plan = plan_sweep(request, self.model, limits=self.limits, saes=self._saes)
-                source, origin = find_origin(
-                    plan, model=self.model, store=self.store, saes=self._saes, held=held
-                )
-                spec = self._spec(plan, source, origin)
-                with _as_refusal(request):
-                    begin, items = self._begun(spec, held)
+                sources, origins = self._found(plan, held)
+                columns = _swept_columns(plan, origins)
+                specs = [
+                    self._spec(pair, source, columns.positions(index))
+                    for index, (pair, source) in enumerate(zip(plan.pairs, sources, strict=True))
+                ]
+                with engine_refused(request):
+                    begin, items = self._begun(specs, held)
+            report = SweepReport(plan, origins, columns, begin, num_layers=self.model.num_layers)
             yield RunningSweep(
-                plan,
-                origin,
-                begin,
+                report,
+                [lease for origin in origins for lease in origin.leases],
                 items=items,
                 turn=self._turn,
                 layers=self.model.layers,
@@ -137,6 +133,7 @@ class PatchService:
             if not layers:
                 raise RequestError("layers", request.layers, allowed="at least one")
             target = read_target(request, self.model)
+            check_forced(target, prompt.token_ids, self.model)
             size = capture_bytes(self.model, layers=len(layers), positions=len(prompt.token_ids))
             self.limits.check_bytes("prompt", size)
             run = capture(self.model, prompt.token_ids, layers=sorted(layers), device="cpu")
@@ -184,16 +181,13 @@ class PatchService:
         Raises:
             RequestError: the request is refused.
         """
-        tokenizer = self.model.tokenizer
         # A fast tokenizer fails if several threads use it at once.
         with self._turn:
             prompt = read_prompt("prompt", request.prompt, self.model, self.limits)
-            spelled = None
-            if tokenizer is not None:
-                spelled = tuple(tokenizer.decode([token]) for token in prompt.token_ids)
+            tokens = spelled(prompt, self.model)
         return TokensResponse(
             token_ids=prompt.token_ids,
-            tokens=spelled,
+            tokens=tokens,
             positions=resolve_positions("positions", request.positions, prompt),
         )
 
@@ -212,12 +206,26 @@ class PatchService:
             order="position",
         )
         with ExitStack() as held:
-            begin, _ = self._begun(spec, held)
+            begin, _ = self._begun([spec], held)
             return begin.baselines[0].corrupt
 
-    def _begun(self, spec: SweepSpec, held: ExitStack) -> tuple[SweepBegin, Iterator[Item]]:
+    def _found(
+        self, plan: SweepPlan, held: ExitStack
+    ) -> tuple[tuple[Source, ...], tuple[Origin, ...]]:
+        """Return where the patches of each prompt pair come from; `held` gets what is leased."""
+        finding = Origins(self.model, self.store, self._saes, held)
+        found = []
+        for pair in plan.pairs:
+            with pair.asked.naming():
+                found.append(finding.find(pair))
+        sources, origins = zip(*found, strict=True)
+        return sources, origins
+
+    def _begun(
+        self, specs: Sequence[SweepSpec], held: ExitStack
+    ) -> tuple[SweepBegin, Iterator[Item]]:
         """Start the engine, to be closed with `held`, and take its first item."""
-        items = sweep(self.model, spec)
+        items = sweep(self.model, specs)
         held.callback(self._close, items)
         begin = next(items)
         assert isinstance(begin, SweepBegin)  # noqa: S101 - our own bug otherwise
@@ -230,32 +238,35 @@ class PatchService:
         with self._turn if runs else nullcontext():
             items.close()
 
-    def _spec(self, plan: SweepPlan, source: Source, origin: Origin) -> SweepSpec:
+    def _spec(self, plan: PairPlan, source: Source, positions: tuple[Position, ...]) -> SweepSpec:
         return SweepSpec(
             prompt_ids=plan.prompt.token_ids,
             source=source,
             hooks=plan.hooks,
             layers=plan.layers,
-            positions=origin.positions,
+            positions=positions,
             alpha=plan.request.alpha,
             answer_ids=plan.target.answer_ids,
             foil_ids=plan.target.foil_ids,
             metrics=engine_metrics(plan.request),
             order=plan.request.order,
+            method=plan.request.method,
             chunk_bytes=self._chunk_bytes,
         )
 
 
-@contextmanager
-def _as_refusal(request: PatchSweepRequest) -> Iterator[None]:
-    """Tell what the engine refuses as a fault of the source that was asked for."""
-    try:
-        yield
-    except (OptionError, LayerError) as error:
-        field = _FIELD_OF[request.source]
+def _swept_columns(plan: SweepPlan, origins: Sequence[Origin]) -> Columns:
+    """Return the columns that are aligned in every pair.
+
+    Raises:
+        RequestError: none is.
+    """
+    columns = columns_of(plan.names, [origin.rows for origin in origins])
+    if not columns.labels:
         raise RequestError(
-            field,
-            getattr(request, field),
-            allowed="a source for these hooks, layers and positions",
-            hint=f"{error}",
-        ) from error
+            "pairs",
+            f"{len(origins)} pairs",
+            allowed="such that one column at least is aligned in all of them",
+            hint="Give an `alignment`, or other positions",
+        )
+    return columns

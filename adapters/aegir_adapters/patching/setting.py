@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import msgspec
+import torch
 from torch import Tensor
 
 from aegir_adapters.patching.forwards import Forwards
@@ -81,11 +82,14 @@ def settle(
         else:
             with model.computing():
                 final = model.run_layers(ids)
+        every = [*own, *guests]
+        rows = [final[row, -lane.reads :] for row, lane in enumerate(every)]
         with model.computing():
-            for row, lane in enumerate((*own, *guests)):
-                baselines[lane] = model.logits(final[row, -lane.reads :])
-    rows = sum(lane.length for lane in (*patched, *clean))
-    return Setting(stages=stages, baselines=baselines, token_layers=rows * model.num_layers)
+            logits = model.logits(torch.cat(rows))
+        parts = torch.split(logits, [lane.reads for lane in every])
+        baselines |= dict(zip(every, parts, strict=True))
+    tokens = sum(lane.length for lane in (*patched, *clean))
+    return Setting(stages=stages, baselines=baselines, token_layers=tokens * model.num_layers)
 
 
 def _stage(model: PatchableModel, lanes: list[Lane], ids: Tensor, run: Trace) -> Stage:

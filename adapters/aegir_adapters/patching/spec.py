@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import msgspec
 
 from aegir_adapters.patching.chunks import Order
-from aegir_adapters.patching.metrics import METRICS, RAW, MetricName
+from aegir_adapters.patching.metrics import METRICS, RAW, UNSLOPED, MetricName
 from aegir_adapters.patching.model import PatchableModel
-from aegir_adapters.patching.results import Position
+from aegir_adapters.patching.results import Method, Position
 from aegir_adapters.patching.sources import Source
 from aegir_stream.errors import LayerError, OptionError
 
@@ -40,6 +40,10 @@ class SweepSpec(msgspec.Struct, frozen=True, kw_only=True):
         order: whether the cells that a preview by gradients holds for the most important come first
             (`importance`), or those at the first positions (`position`).
         chunk_bytes: memory that the activations of one chunk may take.
+        method: `exact` computes every cell with its patch in place. `attribution` estimates every
+            cell to first order, ``unpatched + (source - current) . gradient`` in each metric's own
+            unit, for the price of one forward and one backward for each metric: a preview that
+            misses what saturates. `rank` has no gradient, and `kl` none without a clean prompt.
     """
 
     prompt_ids: tuple[int, ...]
@@ -53,6 +57,7 @@ class SweepSpec(msgspec.Struct, frozen=True, kw_only=True):
     metrics: tuple[MetricName, ...] = ("logprob",)
     order: Order = "importance"
     chunk_bytes: int = CHUNK_BYTES
+    method: Method = "exact"
 
     def swept_positions(self) -> tuple[Position, ...]:
         """Return the positions to sweep."""
@@ -61,7 +66,7 @@ class SweepSpec(msgspec.Struct, frozen=True, kw_only=True):
         return self.source.positions(self.prompt_ids)
 
 
-_SHARED: Final = ("hooks", "layers", "alpha", "metrics", "order", "chunk_bytes")
+_SHARED: Final = ("hooks", "layers", "alpha", "metrics", "order", "chunk_bytes", "method")
 """What specs that are swept together have in common."""
 
 
@@ -98,9 +103,28 @@ def _check(model: PatchableModel, spec: SweepSpec) -> None:
         raise _bad("alpha", spec.alpha, "a finite number")
     if spec.chunk_bytes < 1:
         raise _bad("chunk_bytes", spec.chunk_bytes, "at least 1")
+    _check_method(spec)
     _check_layers(model, spec.layers)
     _check_tokens(model, spec)
     _check_positions(spec)
+
+
+def _check_method(spec: SweepSpec) -> None:
+    if spec.method not in get_args(Method):
+        raise _bad("method", repr(spec.method), f"one of {', '.join(get_args(Method))}")
+    if spec.method != "attribution":
+        return
+    flat = dict(UNSLOPED)
+    if spec.source.prompt() is None:
+        flat["kl"] = "without a clean prompt it is the distance from the unpatched run, and level"
+    for name in spec.metrics:
+        if name in flat:
+            allowed = ", ".join(metric for metric in METRICS if metric not in flat)
+            raise _bad(
+                "metrics",
+                f"{name} - it has no gradient there: {flat[name]}",
+                f"some of {allowed} with method 'attribution'",
+            )
 
 
 def _check_layers(model: PatchableModel, layers: Sequence[int]) -> None:

@@ -23,10 +23,17 @@ from torch import Tensor, nn
 
 from aegir_adapters.patching.decoder import Stop, first_tensor, with_first_tensor
 from aegir_adapters.patching.model import PatchableModel
-from aegir_adapters.patching.packed import KeysOnly, Packed, Switch, no_attention
+from aegir_adapters.patching.packed import (
+    KeysOnly,
+    Packed,
+    Place,
+    Switch,
+    Whole,
+    no_attention,
+)
 from aegir_adapters.patching.patches import Patch
 from aegir_adapters.patching.trace import Trace
-from aegir_adapters.patching.walk import Piece, Walk, counted, parted
+from aegir_adapters.patching.walk import Group, Walk, indices, packed, parted
 
 __all__ = ["Staircase"]
 
@@ -51,8 +58,7 @@ class Staircase:
         self._model = model
         self._trace = trace
         self._switch = Switch()
-        visible = torch.ones(trace.length, trace.length, dtype=torch.bool, device=model.device)
-        self._causal = visible.tril()[None, None]
+        self._masks = _added([attended.mask for attended in trace.attended], like=trace.final)
         self.token_layers = 0
 
     @staticmethod
@@ -93,21 +99,24 @@ class Staircase:
             return
         length = self._trace.length
         values = self._entry_values(walk, entering)
-        unpatched: list[int] = []
+        unpatched: list[range] = []
         overwritten: list[int] = []
         given: list[Tensor] = []
         sizes: list[int] = []
+        filled = 0
         for index in entering:
             patch = walk.patches[index]
             first = max(patch.start, length - keep)
             kept = [row for row in patch.rows if row >= first]
-            overwritten += [len(unpatched) + row - first for row in kept]
-            unpatched += range(patch.lane * length + first, (patch.lane + 1) * length)
+            overwritten += [filled + row - first for row in kept]
+            unpatched.append(range(patch.lane * length + first, (patch.lane + 1) * length))
             sizes.append(length - first)
+            filled += length - first
             if kept:
                 some = [patch.rows.index(row) for row in kept]
                 given.append(values[index] if kept == list(patch.rows) else values[index][some])
-        rows = self._residual(boundary).flatten(0, 1)[unpatched]
+        residual = self._residual(boundary).flatten(0, 1)
+        rows = residual.index_select(0, indices(unpatched, residual.device))
         if given:
             rows[overwritten] = torch.cat(given).to(rows.dtype)
         walk.join(entering, rows, sizes)
@@ -143,74 +152,92 @@ class Staircase:
         lanes = [patch.lane for patch in patches for _ in patch.rows]
         rows = [row for patch in patches for row in patch.rows]
         before = self._trace.sites["resid_pre"][layer][lanes, rows]
+        at = torch.tensor(rows, device=before.device)
         if landing == "z":
             self._switch.tap = lambda _: given[None]
-            after = self._layer(layer, before, rows)
+            after = self._layer(layer, before, at)
         else:
             self._switch.tap = no_attention
             branch = self._model.parts[layer].attn_branch
             assert branch is not None  # noqa: S101 - hooks of layers without one are refused
             with _replaced(branch, given):
-                after = self._layer(layer, before, rows)
+                after = self._layer(layer, before, at)
         return torch.split(after, [len(patch.rows) for patch in patches])
 
     def _advance(self, walk: Walk, layer: int) -> None:
         """Run a layer on all rows."""
-        left: list[Piece] = []
+        left: list[Group] = []
+        whole = self._whole(walk, layer)
         for block in walk.blocks(self._block_rows):
-            packed = _packed(block)
-            self._switch.tap = self._within(layer, block)
-            left += parted(self._layer(layer, packed, self._positions(block)), block)
+            self._switch.tap = Packed(whole, _places(block), mask=self._masks[layer])
+            left += parted(self._layer(layer, packed(block), self._positions(block)), block)
         walk.live = left
 
     def _finish(self, walk: Walk, layer: int, reads: int) -> None:
         """Run the last layer: all rows for keys and values, the last ones for the rest."""
-        left: list[Piece] = []
+        left: list[Group] = []
+        whole, mask = self._whole(walk, layer), self._masks[layer]
         for block in walk.blocks(self._block_rows):
+            rows = packed(block)
             keys = KeysOnly()
             self._switch.tap = keys
             with suppress(Stop):
-                self._layer(layer, _packed(block), self._positions(block))
-            self._switch.tap = self._within(layer, block, keys=keys, reads=reads)
-            last = [piece.last(reads) for piece in block]
-            packed = _packed(last)
-            left += parted(self._layer(layer, packed, self._positions(last)), last)
+                self._layer(layer, rows, self._positions(block))
+            self._switch.tap = Packed(whole, _places(block), mask=mask, keys=keys, reads=reads)
+            last = parted(rows, block, last=reads)
+            asking = packed(last)
+            left += parted(self._layer(layer, asking, self._positions(last)), last)
             # These rows were counted when they gave their keys and values.
-            self.token_layers -= len(packed)
+            self.token_layers -= len(asking)
         walk.live = left
 
-    def _within(self, layer: int, block: list[Piece], **last: Any) -> Packed:
-        """Return the tap that attends within the patches of a block."""
-        places = counted(block)
-        return Packed(self._trace.attended[layer], places, causal=self._causal, **last)
+    def _whole(self, walk: Walk, layer: int) -> Whole:
+        """Return what makes the keys and values of a layer whole."""
+        most = max((len(group.members) for group in walk.live), default=0)
+        return Whole(self._trace.attended[layer], most)
 
-    def _positions(self, block: list[Piece]) -> list[int]:
-        """Return the position of each row of a block."""
+    def _positions(self, block: list[Group]) -> Tensor:
+        """Return the position of each row of a block. Shape (n,), int64."""
         length = self._trace.length
-        positions: list[int] = []
-        for piece in block:
-            positions += [*range(length - piece.each, length)] * len(piece.members)
-        return positions
+        rows = [
+            one
+            for group in block
+            for one in [range(length - group.each, length)] * len(group.members)
+        ]
+        return indices(rows, self._model.device)
 
     @property
     def _block_rows(self) -> int:
         """Return how many rows to run at once."""
         return CPU_BLOCK_ROWS if self._model.device.type == "cpu" else sys.maxsize
 
-    def _layer(self, layer: int, rows: Tensor, positions: list[int]) -> Tensor:
+    def _layer(self, layer: int, rows: Tensor, positions: Tensor) -> Tensor:
         """Run the model's own layer on rows in one sequence. Shape (n, d_model) to the same."""
         self.token_layers += len(rows)
-        index = torch.tensor(positions, device=rows.device)
         call, length = self._trace.calls[layer], self._trace.length
-        args = [_at(arg, index, length) for arg in call.args]
-        kwargs = {name: _at(value, index, length) for name, value in call.kwargs.items()}
+        args = [_at(arg, positions, length) for arg in call.args]
+        kwargs = {name: _at(value, positions, length) for name, value in call.kwargs.items()}
         output = self._model.parts[layer].layer(rows[None], *args, **kwargs)
         return first_tensor(output)[0]
 
 
-def _packed(block: list[Piece]) -> Tensor:
-    """Return the rows of a block in one sequence."""
-    return torch.cat([piece.rows for piece in block])
+def _places(block: list[Group]) -> list[tuple[Place, int]]:
+    """Return the places of a block, each with its number of patches."""
+    return [(group.place, len(group.members)) for group in block]
+
+
+def _added(masks: Sequence[Tensor | None], *, like: Tensor) -> list[Tensor]:
+    """Return masks that are added to attention weights, plain causal ones where there is none.
+
+    Kernels take such masks as they are, and make one of every boolean mask at every call.
+    """
+    length = like.shape[1]
+    hidden = like.new_full((1, 1, length, length), -torch.inf).triu(1)
+    made: dict[int, Tensor] = {}
+    for mask in masks:
+        if mask is not None and mask.dtype == torch.bool and id(mask) not in made:
+            made[id(mask)] = torch.zeros_like(mask, dtype=like.dtype).masked_fill(~mask, -torch.inf)
+    return [hidden if mask is None else made.get(id(mask), mask) for mask in masks]
 
 
 @contextmanager

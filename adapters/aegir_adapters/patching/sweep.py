@@ -22,9 +22,9 @@ def sweep(
     """Patch every cell and yield the results: one beginning, batches of cells, one end.
 
     Free cells come first, at once. The others follow chunk by chunk, the most promising first, and
-    most promising first within a chunk. Every cell is yielded exactly once. Several specs are
-    prompt pairs that are computed together; they share hooks, layers, metrics, alpha, order and
-    budget.
+    most promising first within a chunk; where they are estimated, all in one batch. Every cell is
+    yielded exactly once. Several specs are prompt pairs that are computed together; they share
+    hooks, layers, metrics, alpha, order, budget and method.
 
     The generator computes only while it is asked for the next item, and holds the model only then:
     between two items its mode, its configuration and its hooks are what they were. Closing it frees
@@ -53,6 +53,8 @@ def _items(
     yield from watch.held(computation.begin())
     if free := computation.free_cells():
         yield from watch.held(free)
+    if estimates := computation.estimated_cells():
+        yield from watch.held(estimates)
     for number in range(len(computation.chunks)):
         yield from watch.held(computation.compute(number))
     yield computation.end(watch.elapsed_s())

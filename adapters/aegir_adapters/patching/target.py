@@ -24,6 +24,11 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     answer_ids: tuple[int, ...]
     foil_ids: tuple[int, ...] | None = None
 
+    @property
+    def length(self) -> int:
+        """Tokens of the answer, and of the foil if there is one."""
+        return len(self.answer_ids)
+
 
 def read_target(request: PatchSweepRequest | CaptureRequest, model: PatchableModel) -> Target:
     """Return the tokens of the answer and the foil.

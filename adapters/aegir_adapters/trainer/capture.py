@@ -14,6 +14,7 @@ from aegir_adapters.trainer.autoencoder import Latents
 from aegir_adapters.trainer.health import HealthMeter
 from aegir_adapters.trainer.tokens import Tokens
 from aegir_adapters.trainer.transfer import to_device
+from aegir_stream.aside import is_aside
 from aegir_stream.events import PassName
 
 if TYPE_CHECKING:
@@ -112,7 +113,8 @@ class Capture:
     """Forward hooks on decoder layers that read chosen tokens while a pass is armed.
 
     A layer may be called several times in a pass (some releases of transformers checkpoint
-    `__call__`); the first call counts. Only a layer's *output* is read: it is the residual stream
+    `__call__`); the first call counts. One that is no part of the training (`aegir_stream.aside`)
+    is neither read nor counted. Only a layer's *output* is read: it is the residual stream
     in every architecture, and the one place whose hook runs once under gradient checkpointing.
 
     Args:
@@ -207,6 +209,8 @@ class Capture:
         return {layer: reference for layer, reference in found.items() if reference is not None}
 
     def _heard(self, layer: int, _module: nn.Module, _args: Any, output: Any) -> None:
+        if is_aside():
+            return
         self.calls[self.phase] += 1
         self.heard[layer] += 1
         armed = self._armed

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from adapters.patching.decoders import ANSWER, CLEAN, CORRUPT, FOIL, VOCABULARY, decoder
@@ -85,6 +86,40 @@ def swept_with_cells(
     with service.sweep(request_of(**fields)) as running:
         cells = [cell for batch in running.batches() for cell in batch]
         return running.summary(), cells
+
+
+def forwards_of(service: PatchService, **fields: Any) -> tuple[PatchSweepResponse, list[int]]:
+    """Return the answer to such a request, and the lengths of the model's whole forwards."""
+    lengths: list[int] = []
+
+    def note(_: Any, __: Any, output: Any) -> None:
+        lengths.append(output.shape[1])
+
+    embedding: Any = service.model.module.get_input_embeddings()  # type: ignore[operator]
+    handle = embedding.register_forward_hook(note)
+    try:
+        return swept(service, **fields), lengths
+    finally:
+        handle.remove()
+
+
+def pairs_of(*pairs: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    """Return the fields of a request for prompt pairs."""
+    own: dict[str, Any] = {"prompt": None, "clean_prompt": None, "pairs": list(pairs)}
+    return {**own, **fields}
+
+
+class Halves:
+    """An SAE whose latents are the coordinates of what it reads, twice as large."""
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Return the code."""
+        return 2 * x
+
+    def decode(self, latents: Tensor, x: Tensor) -> Tensor:
+        """Return the reconstruction."""
+        del x
+        return latents / 2
 
 
 def footprint(store: RunStore) -> tuple[int, int, int, int]:

@@ -80,6 +80,114 @@ async def test_several_hooks_give_several_results(study: PatchStudy) -> None:
     assert list(await study.sweep_layers_positions(CORRUPT, hooks=["z"], **OPTIONS)) == ["z"]
 
 
+async def test_several_metrics_are_had_from_one_result(study: PatchStudy) -> None:
+    """Of each hook; each is what a sweep of that metric gives. What was not measured is told."""
+    results = await study.sweep_layers_positions(
+        CORRUPT, hooks=["z", "resid_pre"], **{**OPTIONS, "metrics": ["kl", "recovered", "logprob"]}
+    )
+
+    assert {result.metric_name for result in results.values()} == {"kl"}
+    recovered = results["resid_pre"].metric("recovered")
+    assert (recovered.hook, recovered.metric_name) == ("resid_pre", "recovered")
+    assert recovered.metric("kl") == results["resid_pre"]
+    alone = await study.sweep_layers_positions(
+        CORRUPT, hook="resid_pre", **{**OPTIONS, "metric": "recovered"}
+    )
+    assert recovered.clean == pytest.approx(alone.clean, abs=1e-5)
+    assert recovered.corrupt == pytest.approx(alone.corrupt, abs=1e-5)
+    assert recovered.unpatched == 0.0
+    assert recovered.noise_floor == pytest.approx(alone.noise_floor, abs=1e-5)
+    best, same = recovered.argmax_cell(), alone.argmax_cell()
+    assert best is not None
+    assert same is not None
+    assert (best.layer, best.position) == (same.layer, same.position)
+    assert alone.metric("recovered") == alone
+    for result, known in ((alone, "recovered"), (recovered, "kl, logprob, recovered")):
+        with pytest.raises(OptionError, match=f"was measured: {known}, got rank"):
+            result.metric("rank")
+
+
+async def test_a_preview_has_estimates(study: PatchStudy) -> None:
+    """It says so, and the exact sweep finds the same best layer."""
+    cells: list[CellEvent] = []
+    preview = await study.sweep_layers_positions(
+        CORRUPT, method="attribution", on_cell=cells.append, **OPTIONS
+    )
+    exact = await study.sweep_layers_positions(CORRUPT, **OPTIONS)
+
+    assert (preview.method, exact.method) == ("attribution", "exact")
+    assert {cell.estimated for cell in cells if not cell.free} == {True}
+    response = preview.response
+    assert (response.cells_computed, response.token_layers) == (0, 0)
+    assert (response.noise_floor, response.rank_correlation) == (None, None)
+    assert response.cells_estimated == exact.response.cells_computed
+    assert (preview.clean, preview.corrupt) == (exact.clean, exact.corrupt)
+    agreement = np.corrcoef(preview.to_numpy().ravel(), exact.to_numpy().ravel())[0, 1]
+    assert agreement > 0.5
+
+    with pytest.raises(RequestError, match="for the method attribution"):
+        await study.sweep_layers_positions(
+            CORRUPT, method="attribution", **{**OPTIONS, "metric": "rank"}
+        )
+
+
+async def test_groups_are_columns_with_names(study: PatchStudy) -> None:
+    """They are had from the result, and cannot be zoomed in on."""
+    result = await study.sweep_layers_positions(
+        "w5 w6 w7",
+        clean_prompt="w8 w6 w9",
+        answer_token="w9",
+        groups={"ends": [Span("w5"), -1], "all": [0, 1, 2, 3]},
+    )
+
+    assert result.columns == result.labels == ("ends", "all")
+    assert result.column_positions == ((1, 3), (0, 1, 2, 3))
+    assert result.to_numpy().shape == (LAYERS, 2)
+    with pytest.raises(OptionError, match="got one of groups"):
+        await study.zoom(result, corrupt_prompt="w5 w6 w7", answer_token="w9")
+
+
+async def test_pairs_are_swept_together(study: PatchStudy) -> None:
+    """The result is their mean, and each pair's is had from it, of each metric."""
+    await study.capture_clean("w4 w6", run="mine")
+    clean = await study.capture_clean("w3 w6")
+    cells: list[CellEvent] = []
+    result = await study.sweep_layers_positions(
+        pairs=[
+            {"prompt": "w5 w6", "clean_prompt": "w7 w6"},
+            {"prompt": "w5 w6", "run": "mine", "answer_token": 7},
+            {"prompt": [1, 5, 6], "clean": clean, "answer_token": [8], "foil_token": "w4"},
+        ],
+        answer_token="w9",
+        foil_token=3,
+        metrics=["logit_diff", "logprob"],
+        on_cell=cells.append,
+    )
+
+    pairs = [result.of_pair(index) for index in range(3)]
+    assert [pair.pair for pair in pairs] == [0, 1, 2]
+    assert result.pair is None
+    assert result.labels == ("<bos>", "w5", "w6")
+    grids = np.stack([pair.to_numpy() for pair in pairs])
+    assert result.to_numpy() == pytest.approx(grids.mean(0))
+    assert {cell.pair for cell in cells} == {0, 1, 2}
+    third = await study.sweep_layers_positions(
+        "w5 w6", clean_prompt="w3 w6", answer_token=8, foil_token="w4", metric="logprob"
+    )
+    logprob = pairs[2].metric("logprob")
+    assert (logprob.pair, logprob.metric_name) == (2, "logprob")
+    assert logprob.to_numpy() == pytest.approx(third.to_numpy(), abs=1e-5)
+    assert pairs[2].metric("logprob") == result.metric("logprob").of_pair(2)
+    with pytest.raises(OptionError, match=r"one of 0\.\.2, got 3"):
+        result.of_pair(3)
+    with pytest.raises(OptionError, match="`pairs` were not swept, got 0"):
+        third.of_pair(0)
+    with pytest.raises(OptionError, match="got one of prompt pairs"):
+        await study.zoom(result, corrupt_prompt="w5 w6", answer_token="w9")
+    for run in ("mine", clean.run_id):
+        assert await study.drop_run(run)
+
+
 async def test_a_captured_run_is_swept_and_dropped(study: PatchStudy) -> None:
     """Its baselines are those of the sweep, and the second drop finds nothing."""
     clean = await study.capture_clean(CLEAN, run="mine", answer_token=ANSWER, foil_token=FOIL)
@@ -122,7 +230,15 @@ async def test_spans_are_found(study: PatchStudy) -> None:
 async def test_a_refusal_is_the_same_everywhere(study: PatchStudy) -> None:
     """With its field, value and what is allowed."""
     async with PatchStudy(patchable()) as local:
-        for options in ({"layers": [99]}, {"metric": "accuracy"}, {"positions": ["x"]}):
+        for options in (
+            {"layers": [99]},
+            {"metric": "accuracy"},
+            {"positions": ["x"]},
+            {"metrics": ["rank"], "method": "attribution"},
+            {"groups": {"a": [99]}},
+            {"clean_prompt": CLEAN, "pairs": [{"prompt": CORRUPT}]},
+            {"answer_token": None},
+        ):
             caught = []
             for one in (study, local):
                 with pytest.raises(RequestError) as error:

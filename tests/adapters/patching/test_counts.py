@@ -105,3 +105,5 @@ def test_riders_stay_rare(model: PatchableModel) -> None:
     groups = [floor.starts for floor in swept.end.noise_floors]
     assert sorted(start for group in groups for start in group) == list(range(length))
     assert swept.end.counts.token_layers_riders < swept.end.counts.token_layers / 4
+    # A rider runs all rows of its group through every layer that a patch of these enters.
+    assert swept.end.counts.token_layers_riders == sum((L - 1) * (length - g[0]) for g in groups)

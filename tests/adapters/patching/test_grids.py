@@ -115,6 +115,19 @@ def test_whole_forwards_give_the_same_grid(family: str, hooks: tuple[str, ...]) 
     assert apart(swept.values(), grid_by_hand(module, hooks, CLEAN, None)) < 1e-4
 
 
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "gpt_neox"])
+def test_an_eager_attention_function_gives_the_same_grid(family: str) -> None:
+    """Soft caps and masks that only the model's own function knows of are in it."""
+    module = decoder(family)
+    module.set_attn_implementation("eager")
+    model = PatchableModel(module)
+    assert model.engine == "staircase"
+
+    swept = Swept(model, spec_of(RunSource(run=capture(model, CLEAN)), hooks=PARALLEL))
+
+    assert apart(swept.values(), grid_by_hand(module, PARALLEL, CLEAN, None)) < 1e-4
+
+
 @pytest.mark.parametrize("engine", ["staircase", "forwards"])
 def test_several_answer_tokens_are_forced_one_after_the_other(engine: Engine) -> None:
     """The logprob of an answer of several tokens is the sum of what each has after the others."""

@@ -11,6 +11,7 @@ from adapters.patching.decoders import CLEAN, CORRUPT, LAYERS
 from adapters.patching.served import (
     footprint,
     measured,
+    pairs_of,
     patchable,
     put,
     request_of,
@@ -70,6 +71,91 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ),
     ({"metric": "accuracy"}, "metric", "one of"),
     ({"hooks": []}, "hooks", "non-empty"),
+    ({"metrics": []}, "metrics", "non-empty"),
+    ({"metrics": ["logprob", "accuracy"]}, "metrics", "a list of some of"),
+    ({"method": "attribution", "metrics": ["logprob", "rank"]}, "metrics", "kl for the method"),
+    ({"groups": {}}, "groups", "non-empty"),
+    ({"groups": {"subject": [99]}}, "groups.subject", "within 0..6, or -7..-1 from the end"),
+    ({"groups": {"ends": [3]}, "prompt": [9] * 4, "clean_prompt": [5] * 5}, "groups", "aligned"),
+    (
+        {
+            "source_run": "long",
+            "clean_prompt": None,
+            "answer_token_id": None,
+            "answer": [9] * 4,
+            "foil_token_id": None,
+        },
+        "answer",
+        "at most 3 tokens",
+    ),
+]
+
+GOOD = {"prompt": list(CORRUPT), "clean_prompt": list(CLEAN)}
+"""A pair whose source run is captured before the next pair is looked at."""
+
+REFUSED += [
+    (
+        pairs_of(GOOD, {"prompt": [5] * 7, "source_run": "b"}),
+        "pairs[1].source_run",
+        "a captured run: ",
+    ),
+    (
+        pairs_of(GOOD, {"prompt": [5] * 7, "source_run": "foreign"}),
+        "pairs[1].source_run",
+        "a run of",
+    ),
+    (
+        pairs_of(GOOD, {**GOOD, "source_run": "a", "clean_prompt": [5]}),
+        "pairs[1].clean_prompt",
+        "captured from",
+    ),
+    (
+        pairs_of(GOOD, {**GOOD, "alignment": [{"position": 99, "source_position": 0}]}),
+        "pairs[1].alignment",
+        "within 0..6",
+    ),
+    (
+        pairs_of(
+            {**GOOD, "positions": [2]},
+            {
+                **GOOD,
+                "positions": [2],
+                "alignment": [{"position": 1, "source_position": 1}],
+            },
+        ),
+        "pairs[1].positions",
+        "aligned",
+    ),
+    (
+        pairs_of(
+            {**GOOD, "alignment": [{"position": 0, "source_position": 0}]},
+            {**GOOD, "alignment": [{"position": 6, "source_position": 6}]},
+        ),
+        "pairs",
+        "one column at least",
+    ),
+    (
+        pairs_of(GOOD, GOOD, limits={"bytes": 17000}),
+        "pairs[1].clean_prompt",
+        "at most 17000 bytes",
+    ),
+    (
+        pairs_of(GOOD, GOOD, source="mean", source_runs=["a", "b"]),
+        "source_runs",
+        "the name of",
+    ),
+    (pairs_of(GOOD, {"prompt": [5, 6]}), "pairs[1].source_run", "given"),
+    (pairs_of(GOOD, {**GOOD, "prompt": [5, 6]}), "pairs[1].positions", "as many as in pairs[0]"),
+    (
+        pairs_of(
+            {"prompt": list(CORRUPT)},
+            {"prompt": [5] * 7},
+            source="vector",
+            vectors=[{"hook": "resid_post", "layer": 0, "values": [1.0]}],
+        ),
+        "vectors",
+        "these hooks",
+    ),
 ]
 
 
@@ -80,6 +166,7 @@ def test_a_refused_sweep_leaves_nothing_behind(
     """Whatever it is refused for, bytes and leases are what they were, even with `keep_source`."""
     service = service_of()
     put(service, "a", CLEAN)
+    put(service, "long", (5,) * 62)
     put(service, "foreign", CLEAN)
     foreign = service.store.lease("foreign")
     assert foreign is not None
@@ -106,8 +193,26 @@ def test_what_a_capture_would_take_is_refused_with_the_estimate() -> None:
     assert footprint(service.store) == (0, 0, 0, 0)
 
 
-@pytest.mark.parametrize("after", range(8))
-def test_a_model_that_fails_leaves_nothing_behind(after: int) -> None:
+OF_A_KIND: dict[str, dict[str, Any]] = {
+    "one prompt": {"source_run": "new"},
+    "a preview": {"source_run": "new", "method": "attribution"},
+    "pairs": pairs_of(
+        {**GOOD, "source_run": "new"}, {"prompt": list(CORRUPT), "source_run": "a"}, GOOD
+    ),
+    "pairs in groups": pairs_of(
+        GOOD, GOOD, groups={"changed": [2, 5], "last": [-1]}, metrics=["kl", "logprob"]
+    ),
+}
+"""Sweeps that capture runs, and one that reads run `a` besides."""
+
+CALLS = {"one prompt": 8, "a preview": 3, "pairs": 10, "pairs in groups": 8}
+"""How often the last layer is called at least."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "after"), [(kind, after) for kind, calls in CALLS.items() for after in range(calls)]
+)
+def test_a_model_that_fails_leaves_nothing_behind(kind: str, after: int) -> None:
     """While it captures, computes baselines, or later; and the next sweep is as if nothing was."""
     service = service_of(chunk_bytes=1 << 12)
     put(service, "a", CLEAN)
@@ -115,7 +220,7 @@ def test_a_model_that_fails_leaves_nothing_behind(after: int) -> None:
 
     repair = failing(service, after=after)
     with pytest.raises(FaultError):
-        swept(service, source_run="new", keep_source=True)
+        swept(service, keep_source=True, **OF_A_KIND[kind])
     repair()
 
     assert footprint(service.store) == before
@@ -143,30 +248,41 @@ def test_a_sweep_is_left_while_another_computes() -> None:
     handle.remove()
 
 
-@pytest.mark.parametrize("batches", [0, 1, 2])
-def test_a_sweep_that_is_left_lets_everything_go(batches: int) -> None:
+@pytest.mark.parametrize(
+    ("kind", "batches"),
+    [("one prompt", 0), ("one prompt", 1), ("one prompt", 2), ("a preview", 1), ("pairs", 2)],
+)
+def test_a_sweep_that_is_left_lets_everything_go(kind: str, batches: int) -> None:
     """At its start, or in its midst: memory, leases, and the model's state."""
     service = service_of(chunk_bytes=1 << 12)
     expected = measured(swept(service))
+    if kind == "pairs":
+        put(service, "a", CLEAN)
+    before = footprint(service.store)
 
-    with service.sweep(request_of(source_run="a", keep_source=True)) as running:
-        lease = service.store.lease("a")
+    with service.sweep(request_of(keep_source=True, **OF_A_KIND[kind])) as running:
+        lease = service.store.lease("new")
         assert lease is not None
         tensor = weakref.ref(lease.run.activations["resid_post"])
         lease.release()
         for _, _ in zip(range(batches), running.batches(), strict=False):
             pass
 
-    assert footprint(service.store) == (0, 0, 0, 0)
+    assert footprint(service.store) == before
     # Even while somebody holds what is left of the sweep.
     assert running.start.auto_captured
     assert tensor() is None
     assert measured(swept(service)) == expected
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt_neox", "bloom"])
-@pytest.mark.parametrize("calls", [1, 9, 20])
-def test_an_interrupted_sweep_stops_at_the_next_layer(family: str, calls: int) -> None:
+@pytest.mark.parametrize(
+    ("family", "calls", "pairs"),
+    [
+        *((family, calls, 1) for family in ("llama", "gpt_neox", "bloom") for calls in (1, 9, 20)),
+        *(("llama", calls, 3) for calls in (1, 5, 12, 30)),
+    ],
+)
+def test_an_interrupted_sweep_stops_at_the_next_layer(family: str, calls: int, pairs: int) -> None:
     """In whatever it computes, with either engine; nothing is left behind, and no hook stays."""
     service = service_of(model=patchable(family), chunk_bytes=1 << 12)
     expected = measured(swept(service))
@@ -181,7 +297,7 @@ def test_an_interrupted_sweep_stops_at_the_next_layer(family: str, calls: int) -
     handles = [layer.register_forward_pre_hook(note) for layer in service.model.layers]
     with (
         pytest.raises(Interrupted),
-        service.sweep(request_of(), interrupt=interrupt) as running,
+        service.sweep(request_of(**pairs_of(*[GOOD] * pairs)), interrupt=interrupt) as running,
     ):
         list(running.batches())
     assert seen <= calls + 1
@@ -191,3 +307,34 @@ def test_an_interrupted_sweep_stops_at_the_next_layer(family: str, calls: int) -
     assert footprint(service.store) == (0, 0, 0, 0)
     assert not any(layer._forward_pre_hooks for layer in service.model.layers)
     assert measured(swept(service)) == expected
+
+
+def test_a_model_without_gradients_is_refused_a_preview() -> None:
+    """As a fault of the request, with the reason; nothing is left behind."""
+    service = service_of()
+    handle = service.model.layers[1].register_forward_hook(lambda _, __, out: out.detach())
+    try:
+        with pytest.raises(RequestError, match="no gradient") as caught:
+            swept(service, method="attribution", source_run="a", keep_source=True)
+    finally:
+        handle.remove()
+
+    assert (caught.value.field, caught.value.value) == ("method", "attribution")
+    assert footprint(service.store) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_run_that_is_dropped_under_pairs_is_read_to_the_end(*, shared: bool) -> None:
+    """Of whichever pair; its memory is freed after the sweep."""
+    service = service_of()
+    put(service, "a", CLEAN)
+    own = {"prompt": list(CORRUPT), "source_run": "a"}
+    expected = measured(swept(service_of(), **pairs_of(GOOD, GOOD)))
+
+    with service.sweep(request_of(**pairs_of(own if shared else GOOD, own))) as running:
+        assert service.drop("a")
+        list(running.batches())
+        response = running.summary()
+
+    assert measured(response) == expected
+    assert footprint(service.store) == (0, 0, 0, 0)

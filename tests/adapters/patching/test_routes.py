@@ -16,13 +16,22 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from adapters.patching.decoders import CLEAN, CORRUPT, LAYERS, decoder
-from adapters.patching.served import fields_of, footprint, patchable, serving, swept_with_cells
+from adapters.patching.served import (
+    fields_of,
+    footprint,
+    pairs_of,
+    patchable,
+    serving,
+    swept_with_cells,
+)
 from aegir_adapters.patching.answering import SweepEndpoint
 from aegir_adapters.patching.limits import Limits
 from aegir_adapters.patching.model import PatchableModel
 from aegir_adapters.patching.routes import patch_app, patch_routes
 from aegir_adapters.patching.service import PatchService
 from aegir_adapters.patching.worker import Worker
+
+PAIR = {"prompt": list(CORRUPT), "clean_prompt": list(CLEAN)}
 
 
 def refuse_constant(text: str) -> NoReturn:
@@ -94,6 +103,11 @@ def failing(server: Server) -> Iterator[list[int]]:
         {"metric": "recovered", "keep_source": False},
         {"hooks": ["resid_pre", "z"], "metric": "logit_diff"},
         {"prompt": [*CORRUPT, 5], "source_run": "a"},
+        {"metrics": ["kl", "logprob"], "hooks": ["z", "resid_post"]},
+        {"method": "attribution", "metrics": ["logit_diff", "recovered"]},
+        {"groups": {"changed": [2, 5], "last": [-1], "end": [6]}},
+        pairs_of(PAIR, PAIR, groups={"changed": [2, 5], "last": [-1]}, metrics=["kl", "logprob"]),
+        pairs_of(PAIR, {**PAIR, "prompt": [3, *CORRUPT[1:]]}, hooks=["z"], method="attribution"),
     ],
 )
 def test_the_summary_of_a_stream_is_the_answer_without_one(
@@ -108,22 +122,50 @@ def test_the_summary_of_a_stream_is_the_answer_without_one(
     assert summary.pop("type") == "summary"
     for one in (answer, summary):
         one["elapsed_s"] = None
-        if "source_run" not in fields:
-            one["captured_source_run"] = None
+        for captured in (one, *(one["pair_grids"] or ())):
+            if "source_run" not in fields:
+                captured["captured_source_run"] = None
     assert summary == answer
-    for field in ("layers", "positions", "hook", "metric", "clean", "corrupt", "auto_captured"):
+    told = ("layers", "positions", "hook", "metric", "clean", "corrupt", "auto_captured")
+    for field in (*told, "method", "columns", "column_positions", "tokens", "cells_estimated"):
         assert start[field] == answer[field]
+    assert start["metrics"] == fields.get("metrics")
+    assert (
+        len(start["pairs"] or ()) == len(answer["pair_grids"] or ()) == len(fields.get("pairs", ()))
+    )
 
-    grids = answer["hook_grids"] or [{"hook": answer["hook"], "grid": answer["grid"]}]
-    assert start["hooks"] == [grid["hook"] for grid in grids]
+    assert start["hooks"] == [grid["hook"] for grid in grids_of(answer)]
+    owners = answer["pair_grids"] or [answer]
     expected = {
-        (grid["hook"], layer, position): value
-        for grid in grids
+        (pair, grid["hook"], layer, position): value
+        for pair, owner in enumerate(owners)
+        for grid in grids_of(owner)
         for layer, row in zip(answer["layers"], grid["grid"], strict=True)
         for position, value in zip(answer["positions"], row, strict=True)
     }
-    assert {(c["hook"], c["layer"], c["position"]): c["value"] for c in cells} == expected
+    found = {(c.get("pair", 0), c["hook"], c["layer"], c["position"]): c["value"] for c in cells}
+    assert found == expected
     assert len(cells) == len(expected) == answer["cells_total"] == start["cells_total"]
+    check_cells(cells, fields)
+
+
+def grids_of(owner: dict[str, Any]) -> list[Any]:
+    """Return the grids of an answer, or of one of its pairs."""
+    return owner["hook_grids"] or [{"hook": owner["hook"], "grid": owner["grid"]}]
+
+
+def check_cells(cells: list[Any], fields: dict[str, Any]) -> None:
+    """Check what cells say, and that they say nothing that was not asked for."""
+    for cell in cells:
+        assert ("pair" in cell) == ("pairs" in fields)
+        assert ("values" in cell) == ("metrics" in fields)
+        if "metrics" in fields:
+            assert list(cell["values"]) == fields["metrics"]
+            assert cell["values"][fields["metrics"][0]] == cell["value"]
+        # What is free is exact, estimates or not.
+        estimates = fields.get("method") == "attribution"
+        assert cell["estimated"] == (estimates and not cell["free"])
+    assert any(cell["estimated"] for cell in cells) == (fields.get("method") == "attribution")
 
 
 def test_a_stream_has_the_order_of_the_engine(server: Server) -> None:
@@ -146,6 +188,10 @@ def test_a_stream_has_the_order_of_the_engine(server: Server) -> None:
         ({"source_run": "b", "clean_prompt": None}, "source_run"),
         ({"positions": [{"span": "nowhere"}]}, "positions"),
         ({"prompt": [9] * 3, "positions": [0], "clean_prompt": [5] * 5}, "positions"),
+        ({"metrics": ["logprob", 5]}, "metrics"),
+        ({"groups": {"a": [99]}}, "groups.a"),
+        (pairs_of(PAIR, {"prompt": [5] * 7, "source_run": "b"}), "pairs[1].source_run"),
+        (pairs_of(PAIR, {**PAIR, "foil": 5}), "pairs[1].foil"),
     ],
 )
 def test_a_refusal_is_plain_json(
@@ -242,13 +288,33 @@ def test_the_model_and_a_prompt_are_described(server: Server) -> None:
 
 
 def test_only_own_pages_may_ask(server: Server) -> None:
-    """A page of another site cannot make this machine compute."""
-    other = {"origin": "http://example.org"}
-    assert server.http.get("/v1/patch_model", headers=other).status_code == 403
-    host = {"host": "example.org"}
-    assert server.http.get("/v1/patch_model", headers=host).status_code == 400
-    own = {"origin": str(server.http.base_url).rstrip("/")}
-    assert server.http.get("/v1/patch_model", headers=own).status_code == 200
+    """A page of another site cannot make this machine compute, nor drop what it holds."""
+    host = server.http.base_url.netloc.decode()
+    server.http.post("/v1/patch_source", json={"prompt": list(CLEAN), "source_run": "a"})
+    before = footprint(server.store)
+
+    for origin in (
+        "http://example.org",
+        "null",
+        f"http://{host}.example.org",
+        "http://127.0.0.1:1",
+    ):
+        headers = {"origin": origin}
+        for answer in (
+            server.http.get("/v1/patch_model", headers=headers),
+            server.http.post("/v1/patch_sweep", json=fields_of(keep_source=True), headers=headers),
+            server.http.delete("/v1/patch_source/a", headers=headers),
+        ):
+            assert answer.status_code == 403
+            assert origin in strict(answer.content)["error"]
+    assert footprint(server.store) == before
+
+    other = {"host": "example.org"}
+    assert server.http.get("/v1/patch_model", headers=other).status_code == 400
+    # A browser says where its page is from; other clients say nothing.
+    for own in ({"origin": f"http://{host}"}, {}):
+        assert server.http.get("/v1/patch_model", headers=own).status_code == 200
+    assert server.http.delete("/v1/patch_source/a").status_code == 200
 
 
 def test_a_request_that_is_too_large_is_refused() -> None:

@@ -18,6 +18,7 @@ from adapters.patching.decoders import (
     LONGER,
 )
 from adapters.patching.served import (
+    Halves,
     footprint,
     measured,
     patchable,
@@ -344,19 +345,6 @@ def test_other_sources_need_no_run() -> None:
     assert footprint(service.store) == before
 
 
-class Halves:
-    """An SAE whose latents are the coordinates of what it reads, twice as large."""
-
-    def encode(self, x: Tensor) -> Tensor:
-        """Return the code."""
-        return 2 * x
-
-    def decode(self, latents: Tensor, x: Tensor) -> Tensor:
-        """Return the reconstruction."""
-        del x
-        return latents / 2
-
-
 def test_a_latent_is_put_in_from_a_run_or_ablated() -> None:
     """By the name of its SAE."""
     service = service_of(saes={"mine": Halves()})
@@ -395,6 +383,15 @@ def test_a_run_is_captured_to_stay() -> None:
     assert captured.clean_logit_diff == pytest.approx(diff.clean, abs=1e-6)
     assert captured.layers == tuple(range(LAYERS))
     assert [manifest.run_id for manifest in service.runs()] == ["a"]
+
+
+def test_an_answer_that_does_not_fit_behind_a_prompt_is_refused_a_capture() -> None:
+    """As it is in a sweep; nothing is captured."""
+    service = service_of()
+    fields = {"prompt": [5] * 62, "source_run": "a", "answer": [6] * 4}
+    with pytest.raises(RequestError, match="4 tokens after a prompt of 62"):
+        service.capture(convert_request(fields, CaptureRequest))
+    assert footprint(service.store) == (0, 0, 0, 0)
 
 
 def test_cells_come_in_the_order_of_their_promise() -> None:
