@@ -4,91 +4,89 @@ from __future__ import annotations
 
 import sys
 from contextlib import nullcontext
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
 
 from aegir_adapters.cli.extras import require
 from aegir_adapters.cli.pipe import quiet_pipe
-from aegir_adapters.cli.sweep_asking import Asked, about, request
+from aegir_adapters.cli.sweep_asking import Asked, check, request
 from aegir_adapters.cli.sweep_display import Display, JSONLines, LivePicture
-from aegir_adapters.cli.sweep_lines import About, cell_of, ended_of, started_of
+from aegir_adapters.cli.sweep_latents import read_latent, sae_name
 from aegir_adapters.cli.sweep_model import LATEST, Subject, find_subject, load
+from aegir_adapters.cli.sweep_options import (
+    SAE,
+    Alpha,
+    Answer,
+    AnswerIds,
+    AsJSON,
+    Checkpoint,
+    Clean,
+    CleanIds,
+    Device,
+    Foil,
+    FoilIds,
+    Groups,
+    Hooks,
+    Latent,
+    Layers,
+    Metric,
+    MetricName,
+    Model,
+    OutputDirectory,
+    Pairs,
+    Positions,
+    Preview,
+    Prompt,
+    PromptIds,
+)
+from aegir_adapters.cli.sweep_prompts import read_pairs, text_or_ids
+from aegir_adapters.cli.sweep_saes import LoadedSAE, find_sae
+from aegir_adapters.cli.sweep_telling import about, with_latent
 from aegir_adapters.train import Interruption
-from aegir_stream.config import OUTPUT_DIR_VARIABLE
 from aegir_stream.errors import OptionError, UnreadableRunError
 from aegir_stream.layout import RunDirectory
 from aegir_stream.sweep_events import SweepStarted
 from aegir_stream.sweep_log import SweepLog
 
 if TYPE_CHECKING:
+    from aegir_adapters.patching.model import PatchableModel
+    from aegir_adapters.patching.recording import About
     from aegir_adapters.patching.request import PatchSweepRequest
     from aegir_adapters.patching.service import PatchService
 
-__all__ = ["Checkpoint", "MetricName", "Model", "sweep"]
+__all__ = ["sweep"]
 
 _WRONG_COMMAND_LINE = 2
-
-Model = Annotated[
-    Path,
-    typer.Argument(
-        metavar="RUN|MODEL",
-        envvar=OUTPUT_DIR_VARIABLE,
-        help="A run, of which a checkpoint is taken, or a model directory.",
-    ),
-]
-Checkpoint = Annotated[
-    str, typer.Option(metavar="STEP|NAME|latest", help="Which checkpoint of a run.")
-]
-
-
-class MetricName(StrEnum):
-    """What a cell of a sweep may hold."""
-
-    RECOVERED = "recovered"
-    RECOVERED_LOGIT_DIFF = "recovered_logit_diff"
-    LOGPROB = "logprob"
-    LOGIT_DIFF = "logit_diff"
-    KL = "kl"
-    RANK = "rank"
 
 
 def sweep(
     model: Model,
     *,
-    prompt: Annotated[str, typer.Option(help="The prompt that is patched.")],
-    answer: Annotated[str, typer.Option(help="What is measured.")],
-    clean: Annotated[
-        str | None,
-        typer.Option(help="The prompt whose activations are put in; zeros are if absent."),
-    ] = None,
-    foil: Annotated[
-        str | None, typer.Option(help="What the answer is compared with; as many tokens.")
-    ] = None,
-    hooks: Annotated[
-        str, typer.Option(help="Where to patch: resid_pre, resid_mid, attn_out, mlp_out, z.3 ...")
-    ] = "resid_pre,attn_out,mlp_out",
-    layers: Annotated[str, typer.Option(help="Such as all, 0:4 or 2,-1.")] = "all",
-    positions: Annotated[str, typer.Option(help="Likewise, of the patched prompt.")] = "all",
-    metric: Annotated[
-        MetricName | None,
-        typer.Option(
-            help="What a cell holds; the share that is recovered if there are two prompts."
-        ),
-    ] = None,
-    alpha: Annotated[float, typer.Option(help="How much of an activation is replaced.")] = 1.0,
+    prompt: Prompt = None,
+    clean: Clean = None,
+    answer: Answer = None,
+    foil: Foil = None,
+    prompt_ids: PromptIds = None,
+    clean_ids: CleanIds = None,
+    answer_ids: AnswerIds = None,
+    foil_ids: FoilIds = None,
+    pairs: Pairs = None,
+    hooks: Hooks = None,
+    layers: Layers = None,
+    positions: Positions = "all",
+    groups: Groups = None,
+    latent: Latent = None,
+    sae: SAE = None,
+    metric: Metric = None,
+    alpha: Alpha = 1.0,
+    preview: Preview = False,
     checkpoint: Checkpoint = LATEST,
-    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda.")] = "cpu",
-    output_dir: Annotated[
-        Path | None,
-        typer.Option(help="Run that takes the record; that of the checkpoint if absent."),
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object a line, as in a pipe; else a picture.")
-    ] = False,
+    device: Device = "cpu",
+    output_dir: OutputDirectory = None,
+    as_json: AsJSON = False,
 ) -> None:
     """Patch a prompt's activations, one after the other, and show what each brings back.
 
@@ -99,19 +97,25 @@ def sweep(
 
     Example: aegir sweep runs/demo-1 --prompt "61 35 =>" --clean "20 35 =>" --answer SPACE
     """
-    asked = Asked(
-        prompt=prompt,
-        answer=answer,
-        clean=clean,
-        foil=foil,
-        hooks=tuple(hook.strip() for hook in hooks.split(",")),
-        layers=layers,
-        positions=positions,
-        metric=metric.value if metric else None,
-        alpha=alpha,
-    )
     interruption = Interruption()
     try:
+        asked = Asked(
+            prompt=text_or_ids("prompt", prompt, prompt_ids),
+            answer=text_or_ids("answer", answer, answer_ids),
+            clean=text_or_ids("clean", clean, clean_ids),
+            foil=text_or_ids("foil", foil, foil_ids),
+            pairs=None if pairs is None else read_pairs(pairs),
+            hooks=hooks,
+            layers=layers,
+            positions=positions,
+            groups=groups,
+            metrics=_metrics(metric),
+            alpha=alpha,
+            preview=preview,
+            latent=None if latent is None else read_latent(latent),
+            sae=sae,
+        )
+        check(asked)
         with interruption.heard(), quiet_pipe():
             _sweep(find_subject(model, checkpoint), asked, device, output_dir, as_json=as_json)
     except OptionError as error:
@@ -122,20 +126,49 @@ def sweep(
         raise typer.Exit(interruption.exit_code) from None
 
 
+def _metrics(text: str | None) -> tuple[str, ...]:
+    names = [] if text is None else [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in set(MetricName):
+            raise OptionError(
+                f"Expected `metric` to be one or more of {', '.join(MetricName)}, got `{name}`",
+                hint="Write several with commas between; the first one is drawn",
+            )
+    return tuple(dict.fromkeys(names))
+
+
 def _sweep(
     subject: Subject, asked: Asked, device: str, output_dir: Path | None, *, as_json: bool
 ) -> None:
     require("torch", "transformers", extra="patching")
+    run = RunDirectory.at(output_dir) if output_dir else subject.run
+    _check_record(asked, run)
     is_drawn = sys.stdout.isatty() and not as_json
     console = Console()
     waiting = console.status(f"Loading {subject.name}") if is_drawn else nullcontext()
     with waiting:
         from aegir_adapters.patching.service import PatchService  # noqa: PLC0415 - takes seconds
 
-        service = PatchService(load(subject, device=device))
-        asking, told = request(asked, service), about(asked, subject, service)
-    run = RunDirectory.at(output_dir) if output_dir else subject.run
-    _run(service, asking, told, run, LivePicture(console) if is_drawn else JSONLines())
+        model = load(subject, device=device)
+        sae = _sae(subject, asked, model)
+        saes = (
+            {} if asked.latent is None or sae is None else {sae_name(asked.latent.layer): sae.sae}
+        )
+        service = PatchService(model, saes=saes)
+        asking = request(asked, service)
+        told = about(asking, subject, service)
+        if asked.latent is not None and sae is not None:
+            told = with_latent(told, asking, service, latent=asked.latent, sae=sae)
+    further = _run(service, asking, told, run, LivePicture(console) if is_drawn else JSONLines())
+    if further:
+        names = ", ".join(f"{started.metric} as sweep {started.sweep}" for started in further)
+        typer.echo(f"Also recorded: {names}", err=True)
+
+
+def _sae(subject: Subject, asked: Asked, model: PatchableModel) -> LoadedSAE | None:
+    if asked.latent is None:
+        return None
+    return find_sae(subject, asked.latent.layer, model=model, path=asked.sae)
 
 
 def _run(
@@ -144,20 +177,34 @@ def _run(
     told: About,
     run: RunDirectory | None,
     display: Display,
-) -> None:
-    """Sweep, record and show it; however it ends, the model and the file are let go."""
+) -> list[SweepStarted]:
+    """Sweep, record and show it; return the records of further metrics.
+
+    However it ends, the model and the file are let go.
+    """
+    from aegir_adapters.patching.metric_records import (  # noqa: PLC0415 - needs the extra
+        record_further_metrics,
+    )
+    from aegir_adapters.patching.recording import (  # noqa: PLC0415 - needs the extra
+        record_sweep,
+        started_of,
+    )
+
     with display, service.sweep(asking) as running:
         log = _begun(run, started_of(running.start, asking, told))
-        try:
-            with log:
-                display.show([log.started], log.grids)
-                for batch in running.batches():
-                    cells = [cell_of(cell) for cell in batch]
-                    log.append(cells)
-                    display.show(cells, log.grids)
-                log.end(ended_of(running.summary()))
-        finally:
-            display.show([log.grids.ended] if log.grids.ended else [], log.grids)
+        record_sweep(running, log, watch=display.show)
+        if run is None or asking.metrics is None:
+            return []
+        return record_further_metrics(run, log.grids, running.summary())
+
+
+def _check_record(asked: Asked, run: RunDirectory | None) -> None:
+    """Refuse further metrics that nobody would read."""
+    if run is None and len(asked.metrics) > 1:
+        raise OptionError(
+            f"Expected one `metric` where no run takes the record, got {', '.join(asked.metrics)}",
+            hint="Name a run that takes the others with --output-dir, or leave them out",
+        )
 
 
 def _begun(run: RunDirectory | None, started: SweepStarted) -> SweepLog:

@@ -89,11 +89,13 @@ class LivePicture:
             print_picture(self._grids, self._console)
 
 
-def print_picture(grids: SweepGrids, console: Console) -> None:
-    """Print the grids of a sweep."""
-    console.print(_picture(grids, console))
+def print_picture(grids: SweepGrids, console: Console, *, pair: int | None = None) -> None:
+    """Print the grids of a sweep, or those of one of its pairs."""
+    console.print(_picture(grids, console, pair=pair))
 
 
-def _picture(grids: SweepGrids, console: Console) -> Text:
-    lines = draw(grids, width=console.width, colours=console.color_system is not None)
+def _picture(grids: SweepGrids, console: Console, *, pair: int | None = None) -> Text:
+    # NO_COLOR leaves the terminal's own system as it is.
+    colours = console.color_system is not None and not console.no_color
+    lines = draw(grids, width=console.width, colours=colours, pair=pair)
     return Text("\n", overflow="fold").join(lines)

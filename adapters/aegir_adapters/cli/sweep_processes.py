@@ -167,6 +167,13 @@ def arguments_of(run: RunDirectory, order: SweepOrder) -> list[str]:
         "layers": order.layers,
         "positions": order.positions,
         "metric": order.metric,
+        "latent": order.latent,
+        "prompt-ids": order.prompt_ids,
+        "clean-ids": order.clean_ids,
+        "answer-ids": order.answer_ids,
+        "foil-ids": order.foil_ids,
+        "groups": order.groups,
     }
     options = [f"--{name}={text}" for name, text in named.items() if text]
+    options += ["--preview"] * order.preview
     return ["sweep", "--json", *options, "--", str(run.root.absolute())]

@@ -8,51 +8,22 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
-import torch
-from rich.console import Console
-from transformers import Qwen3Config, Qwen3ForCausalLM
-from typer.testing import CliRunner, Result
 
-from aegir_adapters.cli.app import app
+from adapters.cli.swept import PAIR, aegir, lines_of, make_run, save_model
 from aegir_adapters.cli.indices import indices
-from aegir_adapters.cli.sweep import MetricName
 from aegir_adapters.cli.sweep_model import find_subject
-from aegir_adapters.cli.sweep_picture import draw
-from aegir_adapters.demo.tokenizer import build_tokenizer
+from aegir_adapters.cli.sweep_options import MetricName
 from aegir_adapters.patching import metrics
 from aegir_adapters.patching.hooks import HOOKS
 from aegir_adapters.web import sweep_form
 from aegir_stream.errors import OptionError, RunNotFoundError
 from aegir_stream.layout import RunDirectory
 from aegir_stream.lease import lease_of
-from aegir_stream.sweep_events import SweepCell, SweepEnded, SweepStarted
-from aegir_stream.sweep_reader import SweepReader, read_sweep
+from aegir_stream.sweep_reader import read_sweep
 from aegir_stream.verification import verify
-from aegir_stream.views import SweepGrids, SweepView
-
-PAIR = ("--prompt", "41 0a 62 7a =>", "--clean", "41 0a 20 7a =>", "--answer", "SPACE")
-
-
-def save_model(path: Path, *, layers: int = 2) -> None:
-    """Save a model of random weights, with its tokenizer."""
-    tokenizer = build_tokenizer()
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        max_position_embeddings=256,
-        initializer_range=0.1,
-    )
-    Qwen3ForCausalLM(config).save_pretrained(path)
-    tokenizer.save_pretrained(path)
 
 
 @pytest.fixture(scope="module")
@@ -66,24 +37,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(tmp_path: Path, model: Path) -> Path:
     """A run with a checkpoint that is whole, and a later one that is not."""
-    root = tmp_path / "run"
-    for name in ("checkpoint-4", "checkpoint-20"):
-        (root / name).mkdir(parents=True)
-        for file in model.iterdir():
-            if name == "checkpoint-4" or "safetensors" not in file.name:
-                (root / name / file.name).symlink_to(file)
-    return root
-
-
-def aegir(*arguments: str | Path) -> Result:
-    """Run a command in this process."""
-    return CliRunner().invoke(app, list(map(str, arguments)))
-
-
-def lines_of(result: Result) -> list[dict[str, Any]]:
-    """Return what was printed, decoded."""
-    assert result.exit_code == 0, (result.output, result.exception)
-    return [json.loads(line) for line in result.stdout.splitlines()]
+    return make_run(tmp_path / "run", model)
 
 
 # -- aegir sweep -----------------------------------------------------------------------------------
@@ -280,100 +234,3 @@ def test_the_choices_are_those_of_the_engine() -> None:
     assert {metric.value for metric in MetricName} == set(get_args(metrics.MetricName))
     assert set(sweep_form.METRICS) == set(get_args(metrics.MetricName))
     assert set(sweep_form.HOOKS) <= set(HOOKS)
-
-
-# -- the picture -----------------------------------------------------------------------------------
-
-
-def grids(columns: int = 5, *, tokens: tuple[str, ...] = (), **changed: Any) -> SweepGrids:
-    """Return a sweep of two layers, of which the last cell is missing."""
-    words = tokens or tuple(f"t{at}" for at in range(columns))
-    started = SweepStarted(
-        model="little",
-        tokens=words,
-        clean_tokens=("other", *words[1:]),
-        clean_positions=tuple(range(len(words))),
-        hooks=("resid_pre",),
-        layers=(0, 10),
-        positions=tuple(range(len(words))),
-        metric="recovered",
-        unpatched=0.0,
-        restored=1.0,
-        cells=2 * len(words),
-        **changed,
-    )
-    cells = [
-        SweepCell(hook="resid_pre", layer=layer, position=at, value=value, below_noise=at == 2)
-        for layer in (0, 10)
-        for at, value in enumerate([0.25, -0.5, 1e-9, 0.75, *[0.0] * (len(words) - 4)])
-    ]
-    return SweepView().fold(SweepView().initial(), [started, *cells[:-1]])
-
-
-@pytest.mark.parametrize("width", [20, 40, 80, 200])
-@pytest.mark.parametrize("columns", [4, 5, 40, 300])
-def test_the_picture_fits_its_terminal(width: int, columns: int) -> None:
-    """Rows of cells are never wider than the terminal; what is wider is folded, in order."""
-    lines = draw(grids(columns), width=width)
-    rows = [line for line in lines if line.plain[:4].strip() in {"0", "10"} and line.spans]
-    assert all(line.cell_len <= width for line in rows)
-    assert len(rows) >= 2
-
-
-def test_the_picture_says_what_the_cells_hold() -> None:
-    """Values where there is room; the most, what is below the noise, and what is to come."""
-    lines = [line.plain for line in draw(grids(), width=80)]
-    (first, second) = [line for line in lines if line.lstrip().startswith(("0 ", "10 "))][-2:]
-    assert first.split() == ["0", "0.25", "-0.50", "0.00~", "0.75*", "0.00"]
-    assert second.split() == ["10", "0.25", "-0.50", "0.00~", "0.75", "·"]
-    assert "most at layer 0, position 3 (t3): 0.75" in lines
-    assert any("9 of 10 cells" in line for line in lines)
-
-
-def test_the_picture_needs_no_colours() -> None:
-    """Without them a narrow cell says its ninths, and whether it leads away."""
-    lines = draw(grids(40), width=100, colours=False)
-    rows = [line for line in lines if line.plain.startswith("  0 ")]
-    assert rows[-1].plain[4:16] == "2 4-0~7*0 0 "
-    assert not any(span.style and getattr(span.style, "bgcolor", None) for span in rows[-1].spans)
-
-
-def test_the_picture_obeys_no_token() -> None:
-    """What a terminal would take for a command is spelled; wide characters keep their columns."""
-    words = ("\x1b[31m", "\n", "[bold]", "漢字", "\u202e", "")
-    for width in (30, 120):
-        lines = draw(grids(tokens=words), width=width)
-        plain = "\n".join(line.plain for line in lines)
-        assert "\x1b" not in plain
-        assert "\u202e" not in plain
-        console = Console(width=width, force_terminal=True, record=True, file=open(os.devnull, "w"))  # noqa: PTH123, SIM115
-        with console.file:
-            console.print(*lines, sep="\n")
-        assert all(line.cell_len <= width for line in lines if line.plain.startswith(" "))
-
-
-def test_a_sweep_that_has_not_begun_or_has_failed_is_drawn() -> None:
-    """Whatever the record holds, there is something to show."""
-    assert draw(SweepView().initial(), width=80)[0].plain == "The sweep has not begun"
-    ended = SweepEnded(status="failed", reason="out of\nmemory", noise_floor=1e-7, elapsed_s=2.0)
-    state = SweepView().fold(grids(warnings=("`recovered` is undefined",)), [ended])
-    plain = "\n".join(line.plain for line in draw(state, width=80))
-    assert "failed in 2.00 s of computing, noise floor 1.0e-07: out of\\nmemory" in plain
-    assert "note: `recovered` is undefined" in plain
-
-
-def test_a_damaged_record_is_drawn(tmp_path: Path) -> None:
-    """Columns that its first line has no text for have no label."""
-    run = RunDirectory.at(tmp_path)
-    run.sweeps_path.mkdir()
-    file = run.sweep_file(1)
-    file.path.write_text(
-        '{"type":"start","model":"m","tokens":["a"],"hooks":["z"],"layers":[0],'
-        '"positions":[0,7,-1],"metric":"rank","clean_tokens":["b"],"clean_positions":[9]}\n'
-        '{"type":"cell","hook":"z","layer":0,"position":7,"value":"NaN"}\n'
-        '{"type":"cell","hook":"z","layer":0,"position":-1,"value":3}\n'
-    )
-    reader = SweepReader(run, file)
-    reader.poll()
-    plain = "\n".join(line.plain for line in draw(reader.grids, width=80))
-    assert "most at layer 0, position -1 (''): 3.00" in plain

@@ -40,27 +40,56 @@ def run(tmp_path: Path) -> RunDirectory:
 def test_an_order_is_a_command_line(run: RunDirectory) -> None:
     """Every text is the value of its option, whatever it looks like; empty ones are left out."""
     order = SweepOrder(
-        prompt="--help", clean_prompt="-x\n; rm -rf /", answer="--", layers="-1", hooks=("z",)
+        prompt="--help",
+        clean_prompt="-x\n; rm -rf /",
+        answer="--",
+        layers="-1",
+        hooks=("z",),
+        groups="--json=1",
     )
     arguments = arguments_of(run, order)
     command = typer.main.get_command(app).commands["sweep"]  # type: ignore[attr-defined]
     context = command.make_context("sweep", arguments[1:])
-    assert context.params == {
+    given = {
         "model": run.root,
         "prompt": "--help",
         "clean": "-x\n; rm -rf /",
         "answer": "--",
-        "foil": None,
         "hooks": "z",
         "layers": "-1",
         "positions": "all",
-        "metric": None,
-        "alpha": 1.0,
+        "groups": "--json=1",
         "checkpoint": "latest",
-        "device": "cpu",
-        "output_dir": None,
         "as_json": True,
     }
+    usual = {parameter.name: parameter.get_default(context) for parameter in command.params}
+    assert context.params == usual | given
+
+
+def test_an_order_of_a_latent_is_a_command_line(run: RunDirectory) -> None:
+    """Token ids and a latent stand in the place of text, hooks and layers."""
+    order = SweepOrder(
+        prompt_ids="1,2",
+        clean_ids="3,4",
+        answer_ids="5",
+        foil_ids="6",
+        latent="2:448",
+        hooks=(),
+        layers="",
+        preview=True,
+    )
+    command = typer.main.get_command(app).commands["sweep"]  # type: ignore[attr-defined]
+    arguments = arguments_of(run, order)
+    params = command.make_context("sweep", arguments[1:]).params
+    assert "--hooks" not in " ".join(arguments)
+    assert {name: params[name] for name in ("prompt", "hooks", "layers")} == {
+        "prompt": None,
+        "hooks": None,
+        "layers": None,
+    }
+    assert (params["prompt_ids"], params["clean_ids"]) == ("1,2", "3,4")
+    assert (params["answer_ids"], params["foil_ids"]) == ("5", "6")
+    assert (params["latent"], params["preview"]) == ("2:448", True)
 
 
 def test_a_sweep_is_made_in_a_process(run: RunDirectory) -> None:
