@@ -27,6 +27,7 @@ _COMPLETION_BYTES = 260
 """Measured on logs of the preset `tiny`: a record of 16 latents takes 410 bytes."""
 
 _CHARACTERS_PER_TOKEN = 5
+_CHARACTERS_PER_ID = 7
 
 
 def workload_of(preset: Preset, files: ModelFiles | None, *, hooked: int) -> Workload | None:
@@ -86,7 +87,9 @@ def log_bytes_per_step(preset: Preset, *, hooked: int) -> int:
     tokens = preset.completions_per_step * preset.grpo.completion_tokens
     record = _RECORD_BYTES + _LATENT_BYTES * preset.recording.top_k
     text = _CHARACTERS_PER_TOKEN * tokens if preset.recording.text else 0
-    return tokens * hooked * record + preset.completions_per_step * _COMPLETION_BYTES + text
+    prompts = preset.completions_per_step * preset.grpo.prompt_tokens
+    ids = _CHARACTERS_PER_ID * (tokens + prompts) if preset.recording.token_ids else 0
+    return tokens * hooked * record + preset.completions_per_step * _COMPLETION_BYTES + text + ids
 
 
 def disk_bytes(

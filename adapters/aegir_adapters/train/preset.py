@@ -165,11 +165,13 @@ class Recording(Struct, frozen=True, kw_only=True):
         top_k: latents recorded per token and layer.
         spill_every_n_steps: how many steps' records are appended together.
         text: write each completion's text into `completions.jsonl`.
+        token_ids: likewise the token ids of prompts and completions.
     """
 
     top_k: Count = 16
     spill_every_n_steps: Count = 1
     text: bool = False
+    token_ids: bool = False
 
 
 class Preset(Struct, frozen=True, kw_only=True):

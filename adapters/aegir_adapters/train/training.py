@@ -178,6 +178,7 @@ class RecordedTrainer:
             output_dir=run,
             top_k=recording.top_k,
             record_text=recording.text,
+            record_token_ids=recording.token_ids,
             allow_drift=allow_drift,
         )
 

@@ -30,12 +30,13 @@ _HEADERS = NEVER_STORED | {"vary": "Accept"}
 _TEMPLATES = Templates()
 
 
-def answer(request: Request, content: Content) -> Response:
+def answer(request: Request, content: Content, *, status_code: int = 200) -> Response:
     """Return the content itself where the request accepts its type, else what is drawn from it."""
     media_type = _TYPES[type(content)]
     if media_type not in _accepted(request):
-        return draw(request, content)
-    return Response(msgspec.json.encode(content), media_type=media_type, headers=_HEADERS)
+        return draw(request, content, status_code=status_code)
+    body = msgspec.json.encode(content)
+    return Response(body, status_code, media_type=media_type, headers=_HEADERS)
 
 
 def draw(

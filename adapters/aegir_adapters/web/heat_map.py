@@ -6,14 +6,16 @@ classes look is the style sheet's. `heat_maps` makes a picture that stands alone
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 
 import msgspec
 
 from aegir_adapters.web.amounts import number
 from aegir_adapters.web.plane import attribute
-from aegir_stream.sweep_events import SweepCell, SweepExtreme, SweepStarted
-from aegir_stream.views.sweep import (
+from aegir_stream.sweep_events import SweepCell, SweepExtreme, SweepPair, SweepStarted
+from aegir_stream.views import (
     SweepColumn,
     SweepGrids,
     SweepScale,
@@ -69,6 +71,8 @@ _LONGEST_LABEL = 14
 _SLANT = 60
 _MARGIN = 16
 _HEADING = 22
+_ANSWERS = 3
+_LEGEND = 50
 
 
 class CellMark(msgspec.Struct, frozen=True):
@@ -130,7 +134,25 @@ class HeatMap:
 
     def said(self) -> str:
         """Return what is to be said of the grid in a sentence."""
-        return _said(self._grids.best(self.hook), self._columns)
+        best, least = self._grids.best(self.hook), None
+        if not self._scale.measured:
+            # Nothing is brought back: what an activation does for the answer is what it loses.
+            least = self._least()
+        return "; ".join(filter(None, (_said(best, self._columns), least)))
+
+    def _least(self) -> str | None:
+        """Return what is to be said of the cell at the other end."""
+        values = [
+            (cell.value, cell, column)
+            for row in self._grids.rows(self.hook)
+            for cell, column in zip(row, self._columns, strict=True)
+            if cell is not None and cell.value is not None and not math.isnan(cell.value)
+        ]
+        if not values:
+            return None
+        choose = max if self._started.lower_is_better else min
+        value, cell, column = choose(values, key=itemgetter(0))
+        return f"least at {_where(cell.layer, column)}: {number(value)}"
 
     def draw(self) -> str:
         """Return the grid as an `<svg>` element."""
@@ -190,7 +212,10 @@ class HeatMap:
         told = f"{where}: {number(cell.value)}"
         if cell.below_noise and not cell.free:
             return CellMark("noise", "url(#hatch)", f"{told}, below the noise floor")
-        return CellMark(_shade(level), "", f"{told}{', known without computing' * cell.free}")
+        if cell.free:
+            return CellMark(_shade(level), "", f"{told}, known without computing")
+        estimated = ", estimated" * (self._started.method != "exact")
+        return CellMark(_shade(level), "", f"{told}{estimated}")
 
     def _id(self, row: int, column: int) -> str:
         return f"h{self._number}-{row}-{column}"
@@ -201,7 +226,7 @@ class HeatMap:
 
 def legend(scale: SweepScale) -> str:
     """Return the colours and what they mean, as an `<svg>` element."""
-    far = "clean prompt" if scale.measured else "furthest value"
+    low, high, framed, told = _ends(scale)
     step = 15
     shades = [*(f"n{n}" for n in range(LEVELS, 0, -1)), "z0", *(f"w{n}" for n in range(1, 11))]
     rects = "".join(
@@ -210,19 +235,30 @@ def legend(scale: SweepScale) -> str:
     )
     middle, end = len(shades) * step // 2, len(shades) * step
     texts = (
-        f'<text x="0" y="30">away from it</text>'
-        f'<text x="{middle}" y="30" text-anchor="middle">unpatched {number(scale.zero)}</text>'
-        f'<text x="{end}" y="30" text-anchor="end">{far} {number(scale.one)}</text>'
+        f'<text x="0" y="30">{low}</text>'
+        f'<text x="{middle}" y="45" text-anchor="middle">unpatched {number(scale.zero)}</text>'
+        f'<text x="{end}" y="30" text-anchor="end">{high}</text>'
         f'<rect fill="url(#hatch)" x="{end + 24}" y="2" width="24" height="14"/>'
         f'<text x="{end + 54}" y="14">below the noise</text>'
         f'<rect class="best" x="{end + 25}" y="22" width="22" height="12"/>'
-        f'<text x="{end + 54}" y="33">brings back the most</text>'
+        f'<text x="{end + 54}" y="33">{framed}</text>'
     )
-    size = f'width="{end + 190}" height="38" viewBox="0 0 {end + 190} 38"'
+    width = end + 190
+    size = f'width="{width}" height="{_LEGEND}" viewBox="0 0 {width} {_LEGEND}"'
     return (
         f'<svg class="heat key-of-colours" {size} role="img" xmlns="http://www.w3.org/2000/svg"'
-        f' aria-label="Colours: blue leads away, red brings back">{rects}{texts}</svg>'
+        f' aria-label="Colours: {told}">{rects}{texts}</svg>'
     )
+
+
+def _ends(scale: SweepScale) -> tuple[str, str, str, str]:
+    """Return what stands at both ends of the colours, at the frame, and what that says aloud."""
+    if scale.measured:
+        high = f"clean prompt {number(scale.one)}"
+        return "away from it", high, "brings back the most", "blue leads away, red brings back"
+    low, high = number(2 * scale.zero - scale.one), number(scale.one)
+    framed = "highest value" if scale.one > scale.zero else "lowest value"
+    return low, high, framed, f"blue {low}, red {high}"
 
 
 def heat_maps(grids: SweepGrids) -> str:
@@ -239,7 +275,7 @@ def heat_maps(grids: SweepGrids) -> str:
         parts.append(f'<g transform="translate({_MARGIN} {y + _HEADING})">{one.body()}</g>')
         y += one.height + _HEADING + _MARGIN
     parts.append(f'<g transform="translate({_MARGIN + _LEFT} {y})">{legend(scale_of(grids))}</g>')
-    height = y + 38 + _MARGIN
+    height = y + _LEGEND + _MARGIN
     return (
         f'<svg class="heat" xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"'
         f' viewBox="0 0 {width} {height}" role="img" aria-label="{attribute(told)}">'
@@ -250,8 +286,28 @@ def heat_maps(grids: SweepGrids) -> str:
 
 def about(started: SweepStarted) -> str:
     """Return what a sweep is about: the model, the metric, and what is measured."""
-    foil = f" against {started.foil}" if started.foil is not None else ""
-    return f"{started.model}: {started.metric} of {started.answer or 'the answer'}{foil}"
+    parts = [f"{started.model}: {started.metric} of {_measured(started)}"]
+    if started.latent is not None:
+        done = "moved" if started.clean_tokens else "ablated"
+        parts.append(f"latent {started.latent.layer}:{started.latent.index} {done}")
+    if len(started.pairs) > 1:
+        parts.append(f"mean of {len(started.pairs)} pairs")
+    if started.method != "exact":
+        parts.append("estimated")
+    return ", ".join(parts)
+
+
+def _measured(started: SweepStarted) -> str:
+    """Return what is measured; of several pairs what all of them measure, or the first ones."""
+    told: Sequence[SweepPair | SweepStarted] = started.pairs or (started,)
+    texts = list(dict.fromkeys(map(_answer, told)))
+    more = f" and {len(texts) - _ANSWERS} more" if len(texts) > _ANSWERS else ""
+    return f"{', '.join(texts[:_ANSWERS])}{more}"
+
+
+def _answer(told: SweepPair | SweepStarted) -> str:
+    foil = f" against {told.foil}" if told.foil is not None else ""
+    return f"{told.answer or 'the answer'}{foil}"
 
 
 def _shade(level: float) -> str:
@@ -262,13 +318,16 @@ def _shade(level: float) -> str:
 
 
 def _short(column: SweepColumn) -> str:
-    shown = column.token.strip() or repr(column.token)
+    shown = column.name or column.token.strip() or repr(column.token)
     return shown if len(shown) <= _LONGEST_LABEL else f"{shown[: _LONGEST_LABEL - 1]}\u2026"
 
 
 def _long(column: SweepColumn) -> str:
     clean = f", clean {column.clean_token!r}" if column.differs else ""
-    return f"position {column.position}: {column.token!r}{clean}"
+    if column.name is None:
+        return f"position {column.position}: {column.token!r}{clean}"
+    places = ", ".join(map(str, column.positions))
+    return f"{column.name}: at {places} {column.token!r}{clean}"
 
 
 def _where(layer: int, column: SweepColumn) -> str:

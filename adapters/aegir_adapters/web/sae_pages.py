@@ -12,6 +12,8 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from aegir_adapters.web import drawing
+from aegir_adapters.web.completion_pages import CompletionPages
+from aegir_adapters.web.completion_shelf import has_completions
 from aegir_adapters.web.data_page import DataPage
 from aegir_adapters.web.live import LookLive
 from aegir_adapters.web.metrics_reader import has_metrics
@@ -25,6 +27,7 @@ from aegir_adapters.web.security import NEVER_STORED
 from aegir_adapters.web.static_files import static_routes
 from aegir_adapters.web.status import read_status
 from aegir_adapters.web.stopping import Stopping
+from aegir_adapters.web.sweep_gate import SweepGate
 from aegir_adapters.web.sweep_pages import SweepPages
 from aegir_adapters.web.sweep_shelf import has_sweeps
 from aegir_adapters.web.sweep_starting import SweepStarter
@@ -66,8 +69,10 @@ class SAEPages:
         self._feed = OverviewFeed(run, stopping=stopping, pace=pace)
         self._records = RecordStream(run, stopping=stopping, pace=pace)
         self._data = DataPage(run, clock=clock, look_live=look_live)
+        gate = SweepGate(run, starter)
+        self._completions = CompletionPages(run, look_live=look_live, gate=gate)
         self._sweeps = SweepPages(
-            run, clock=clock, look_live=look_live, stopping=stopping, pace=pace, starter=starter
+            run, clock=clock, look_live=look_live, stopping=stopping, pace=pace, gate=gate
         )
         self._clock = clock
         self._look_live = look_live
@@ -83,6 +88,7 @@ class SAEPages:
             Route("/live", self._live),
             Route("/charts/{scheme}.json", self._charts),
             *self._data.routes(),
+            *self._completions.routes(),
             *self._sweeps.routes(),
             Route("/api/p5/runs", self._checkpoints),
             Route("/api/p5/sae/stream", self._records.answer),
@@ -124,6 +130,7 @@ class SAEPages:
             status=status,
             table=_shown(table),
             has_data=await anyio.to_thread.run_sync(has_metrics, self._run),
+            has_completions=await anyio.to_thread.run_sync(has_completions, self._run),
             has_sweeps=await anyio.to_thread.run_sync(has_sweeps, self._run),
             viewer_address=seen.address if seen else None,
         )

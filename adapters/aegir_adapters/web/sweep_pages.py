@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import anyio.to_thread
 import msgspec
 from starlette.requests import Request
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from aegir_adapters.web import drawing
+from aegir_adapters.web.form_body import read_body
 from aegir_adapters.web.heat_map import HATCH, STYLE
 from aegir_adapters.web.live import LookLive
 from aegir_adapters.web.lookout import shown
 from aegir_adapters.web.page import Page
 from aegir_adapters.web.response import EventStream, Pace
-from aegir_adapters.web.security import NEVER_STORED, comes_from_own_page
+from aegir_adapters.web.security import NEVER_STORED
 from aegir_adapters.web.stopping import Stopping
-from aegir_adapters.web.sweep_form import HOOKS, METRICS, MOST_BYTES, Form, form_of, read_form
+from aegir_adapters.web.sweep_form import HOOKS, METRICS, Form, form_of, read_form
+from aegir_adapters.web.sweep_gate import SweepGate
+from aegir_adapters.web.sweep_order import SweepOrder
 from aegir_adapters.web.sweep_shelf import SweepShelf
-from aegir_adapters.web.sweep_starting import BusyError, Starting, SweepOrder, SweepStarter
 from aegir_adapters.web.sweep_stream import GOES_ON, drawn_events, line_events, place_of
 from aegir_stream.layout import RunDirectory
 from aegir_stream.sweep_reader import SweepReader
@@ -28,8 +31,7 @@ from aegir_stream.typing import Clock
 
 __all__ = ["SweepPages"]
 
-_SEE_OTHER = 303
-_NOT_HERE = "Sweeps are not started from this page; use: aegir sweep"
+_NUMBER = re.compile(r"\d{1,6}")
 
 
 class SweepPages:
@@ -41,7 +43,7 @@ class SweepPages:
         look_live: tells of the live viewer of the run.
         stopping: ends open streams.
         pace: heartbeat and patience of the streams.
-        starter: starts sweeps.
+        gate: starts sweeps.
     """
 
     def __init__(
@@ -52,13 +54,13 @@ class SweepPages:
         look_live: LookLive,
         stopping: Stopping,
         pace: Pace,
-        starter: SweepStarter | None,
+        gate: SweepGate,
     ) -> None:
         self._run = run
         self._look_live = look_live
         self._stopping = stopping
         self._pace = pace
-        self._starter = starter
+        self._gate = gate
         self._shelf = SweepShelf(run, clock=clock)
 
     def routes(self) -> list[BaseRoute]:
@@ -101,12 +103,10 @@ class SweepPages:
         )
 
     def _listed(self) -> dict[str, Any]:
-        refusal = self._starter.refusal() if self._starter else _NOT_HERE
-        starting: Starting | None = self._starter.look(self._run) if self._starter else None
         return {
             "sweeps": self._shelf.rows(),
-            "starting": starting,
-            "refusal": refusal,
+            "starting": self._gate.look(),
+            "refusal": self._gate.closed(),
             "checkpoints": self._checkpoints(),
         }
 
@@ -119,7 +119,8 @@ class SweepPages:
     # -- one of them -------------------------------------------------------------------------------
 
     async def _one(self, request: Request) -> Response:
-        found = await anyio.to_thread.run_sync(self._shelf.shown, request.path_params["sweep"])
+        name, pair = request.path_params["sweep"], _pair(request)
+        found = await anyio.to_thread.run_sync(lambda: self._shelf.shown(name, pair=pair))
         if found is None:
             return _unknown(request)
         page = Page.of(
@@ -155,7 +156,7 @@ class SweepPages:
         if reader is None:
             return _unknown(request)
         if "drawn" in request.query_params:
-            return self._events(drawn_events(reader))
+            return self._events(drawn_events(reader, pair=_pair(request)))
         after = place_of(request.headers.get("last-event-id"))
         if after and await anyio.to_thread.run_sync(_has_all, self._shelf, reader.sweep, after):
             # What tells a browser not to connect again.
@@ -171,48 +172,32 @@ class SweepPages:
     # -- starting one ------------------------------------------------------------------------------
 
     async def _start(self, request: Request) -> Response:
-        refused = await self._refused(request)
+        refused = await self._gate.refused(request)
         if refused is not None:
             return refused
-        body = await _body(request)
-        if body is None:
-            return JSONResponse(
-                {"error": f"Expected a form of at most {MOST_BYTES} bytes, got a longer one"}, 413
-            )
+        body = await read_body(request)
+        if isinstance(body, Response):
+            return body
         form = read_form(body, await anyio.to_thread.run_sync(self._checkpoints))
         if not form.errors:
-            form = await anyio.to_thread.run_sync(self._started, form)
+            error = await anyio.to_thread.run_sync(self._gate.start, form.order)
+            form = form_of(form.order, error) if error else form
         if form.errors:
-            return drawing.draw(request, await self._list(form), status_code=422)
-        return RedirectResponse("sweeps", status_code=_SEE_OTHER, headers=NEVER_STORED)
+            return drawing.answer(request, await self._list(form), status_code=422)
+        return self._gate.go_on("sweeps")
 
     async def _stop(self, request: Request) -> Response:
-        refused = await self._refused(request)
+        refused = await self._gate.refused(request)
         if refused is not None:
             return refused
-        if self._starter:
-            await anyio.to_thread.run_sync(self._starter.stop, self._run)
-        return RedirectResponse("../sweeps", status_code=_SEE_OTHER, headers=NEVER_STORED)
+        await anyio.to_thread.run_sync(self._gate.stop)
+        return self._gate.go_on("../sweeps")
 
-    def _started(self, form: Form) -> Form:
-        """Start a sweep; return the form, with an error if that did not work."""
-        if self._starter is None:
-            return form_of(form.order, _NOT_HERE)
-        try:
-            self._starter.start(self._run, form.order)
-        except (BusyError, OSError) as error:
-            return form_of(form.order, str(error))
-        return form
 
-    async def _refused(self, request: Request) -> Response | None:
-        """Return the answer to a request that may not start anything."""
-        if not comes_from_own_page(request.headers):
-            error = "Sweeps are started from this server's own page only"
-            return JSONResponse({"error": error}, status_code=403)
-        if self._starter is None:
-            return JSONResponse({"error": _NOT_HERE}, status_code=403)
-        refusal = await anyio.to_thread.run_sync(self._starter.refusal)
-        return JSONResponse({"error": refusal}, status_code=403) if refusal else None
+def _pair(request: Request) -> int | None:
+    """Return the number of the pair that is asked for; `None` for their mean."""
+    text = request.query_params.get("pair", "")
+    return int(text) if _NUMBER.fullmatch(text) else None
 
 
 def _read(shelf: SweepShelf, sweep: str) -> SweepReader | None:
@@ -226,16 +211,6 @@ def _has_all(shelf: SweepShelf, sweep: str, after: int) -> bool:
     """Tell whether a client that has so many events has all there will be."""
     reader = shelf.reader(sweep)
     return reader is not None and len(reader.poll()) <= after and reader.status() not in GOES_ON
-
-
-async def _body(request: Request) -> bytes | None:
-    """Return what was sent; `None` if that is too long."""
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MOST_BYTES:
-            return None
-    return body
 
 
 def _json(content: Any) -> Response:

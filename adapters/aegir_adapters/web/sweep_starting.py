@@ -6,36 +6,11 @@ from typing import Protocol
 
 import msgspec
 
+from aegir_adapters.web.sweep_order import SweepOrder
 from aegir_stream.errors import AegirError
 from aegir_stream.layout import RunDirectory
 
 __all__ = ["BusyError", "Starting", "SweepOrder", "SweepStarter"]
-
-
-class SweepOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """A sweep as it was asked for on a page; every text is as it was typed.
-
-    Attributes:
-        checkpoint: name of a checkpoint of the run, or `latest`.
-        prompt: what is patched.
-        clean_prompt: where the activations come from; zeros are put in if it is empty.
-        answer: what is measured.
-        foil: what it is compared with, or nothing.
-        hooks: names of hooks.
-        layers: `all`, or indices and ranges.
-        positions: likewise.
-        metric: what a cell holds; empty for the usual one.
-    """
-
-    checkpoint: str = "latest"
-    prompt: str = ""
-    clean_prompt: str = ""
-    answer: str = ""
-    foil: str = ""
-    hooks: tuple[str, ...] = ("resid_pre", "attn_out", "mlp_out")
-    layers: str = "all"
-    positions: str = "all"
-    metric: str = ""
 
 
 class Starting(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,12 +12,12 @@ import anyio.to_thread
 import msgspec
 
 from aegir_adapters.web import sse
-from aegir_adapters.web.heat_map import CellMark, HeatMap
-from aegir_adapters.web.sweep_shelf import BADGES
+from aegir_adapters.web.heat_map import CellMark, HeatMap, legend
+from aegir_adapters.web.sweep_shown import BADGES
 from aegir_stream import codec
 from aegir_stream.sweep_events import SweepEvent
 from aegir_stream.sweep_reader import SweepReader, SweepStatus
-from aegir_stream.views.sweep import SweepGrids
+from aegir_stream.views import SweepGrids, scale_of
 
 __all__ = ["GOES_ON", "drawn_events", "line_events", "place_of"]
 
@@ -60,17 +60,20 @@ async def line_events(reader: SweepReader, *, after: int) -> AsyncGenerator[byte
         await anyio.sleep(_LINES_INTERVAL_S)
 
 
-async def drawn_events(reader: SweepReader) -> AsyncGenerator[bytes, None]:
+async def drawn_events(
+    reader: SweepReader, *, pair: int | None = None
+) -> AsyncGenerator[bytes, None]:
     """Yield what is different on the page of a sweep, and at last `over`.
 
     Args:
         reader: reads the sweep, from its beginning.
+        pair: which of its pairs the page shows; their mean if absent.
     """
     page = _Page()
     while True:
         events, status = await anyio.to_thread.run_sync(_look, reader)
         if events or status not in GOES_ON:
-            draw = partial(page.changes, reader.grids, status)
+            draw = partial(_drawn, page, reader.grids, status, pair)
             yield sse.event(await anyio.to_thread.run_sync(draw), name="drawn")
         if status not in GOES_ON:
             yield sse.event(msgspec.json.encode({"status": status}), name="over")
@@ -83,6 +86,7 @@ class _Page:
 
     def __init__(self) -> None:
         self._marks: dict[str, CellMark] = {}
+        self._legend = ""
 
     def changes(self, grids: SweepGrids, status: SweepStatus) -> bytes:
         """Return what is different: of elements by their ids, attributes and texts."""
@@ -91,6 +95,8 @@ class _Page:
         marks = {name: mark for one in maps for name, mark in one.marks().items()}
         fresh = {name: mark for name, mark in marks.items() if self._marks.get(name) != mark}
         self._marks = marks
+        told = legend(scale_of(grids)) if started else ""
+        fresh_legend, self._legend = told if told != self._legend else "", told
         frames: dict[str, Any] = {
             name: {"x": x, "y": y} for name, x, y in filter(None, (one.best() for one in maps))
         }
@@ -99,11 +105,18 @@ class _Page:
                 "marks": {name: [m.kind, m.fill, m.title] for name, m in fresh.items()},
                 "frames": frames,
                 "said": {f"said-{at}": one.said() for at, one in enumerate(maps)},
+                "legend": fresh_legend,
                 "cells": len(grids.cells),
                 "status": status,
                 "badge": BADGES[status],
             }
         )
+
+
+def _drawn(page: _Page, grids: SweepGrids, status: SweepStatus, pair: int | None) -> bytes:
+    # A pair that is not there yet has nothing to be drawn.
+    alone = pair is not None and pair < grids.pairs
+    return page.changes(grids.pair(pair) if alone and pair is not None else grids, status)
 
 
 def _look(reader: SweepReader) -> tuple[list[SweepEvent], SweepStatus]:

@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from aegir_adapters.web import drawing
 from aegir_adapters.web.amounts import age, count, number
+from aegir_adapters.web.completion_shelf import has_completions
 from aegir_adapters.web.live import BADGES, LookLive, SeenLive
 from aegir_adapters.web.lookout import KnownRun, Lookout, RunList, shown
 from aegir_adapters.web.metrics_reader import has_metrics
@@ -116,6 +117,7 @@ class Viewer:
             badge=live.badge,
             is_recorded=await anyio.to_thread.run_sync(_is_recorded, known.run),
             has_data=await anyio.to_thread.run_sync(has_metrics, known.run),
+            has_completions=await anyio.to_thread.run_sync(has_completions, known.run),
             has_sweeps=await anyio.to_thread.run_sync(has_sweeps, known.run),
         )
         return drawing.answer(request, page)

@@ -11,13 +11,20 @@ from typing import Any
 from urllib.parse import urlencode
 
 import anyio
+import msgspec
 import pytest
 
 from adapters.web.conftest import Client
 from aegir_adapters.web import BusyError, Starting, SweepOrder, create_app
 from aegir_stream import codec
 from aegir_stream.layout import RunDirectory
-from aegir_stream.sweep_events import SweepCell, SweepEnded, SweepStarted
+from aegir_stream.sweep_events import (
+    SweepCell,
+    SweepEnded,
+    SweepPair,
+    SweepStarted,
+    SweptLatent,
+)
 from aegir_stream.sweep_log import SweepLog
 
 pytestmark = pytest.mark.anyio
@@ -178,6 +185,137 @@ async def test_one_sweep_and_its_twin(client: Client, directory: RunDirectory) -
     assert twin["ended"]["noise_floor"] == 1e-6
 
 
+PAIRED = SweepStarted(
+    model="checkpoint-4",
+    tokens=("41", "62", "=>"),
+    hooks=("resid_pre",),
+    layers=(0, 1),
+    positions=(0, 1),
+    columns=("subject", "last"),
+    metric="logprob",
+    pairs=(
+        SweepPair(
+            tokens=("41", "62", "=>"),
+            positions=((0, 1), (2,)),
+            clean_tokens=("41", "20", "=>"),
+            clean_positions=((0, 1), (2,)),
+            answer="SPACE",
+            unpatched=-4.0,
+            restored=-1.0,
+        ),
+        SweepPair(
+            tokens=("7a", "=>"),
+            positions=((0,), (1,)),
+            clean_tokens=("20", "=>"),
+            clean_positions=((0,), (1,)),
+            answer="<DIGIT>",
+            unpatched=-2.0,
+            restored=-1.0,
+        ),
+    ),
+    unpatched=-4.0,
+    restored=-1.0,
+    cells=8,
+)
+PAIRED_CELLS = [
+    SweepCell(hook="resid_pre", layer=layer, position=at, pair=pair, value=-3.0 + layer + pair)
+    for layer in (0, 1)
+    for at in (0, 1)
+    for pair in (0, 1)
+]
+
+
+async def test_pairs_are_shown_together_and_alone(client: Client, directory: RunDirectory) -> None:
+    """The mean first; each pair has a page of its own, whose columns have the same names."""
+    with SweepLog(directory, PAIRED) as log:
+        log.append(PAIRED_CELLS)
+        log.end(SweepEnded(status="finished"))
+    page = (await client.http.get("/sweeps/00001")).text
+    assert "logprob of SPACE, &lt;DIGIT&gt;, mean of 2 pairs" in page
+    assert '<strong aria-current="true">Mean of 2 pairs</strong>' in page
+    assert '<a href="00001?pair=1">Pair 1: &lt;DIGIT&gt;</a>' in page
+    assert "Patched prompt of the first pair" in page
+    assert "<strong>subject</strong> positions 0, 1; <strong>last</strong> position 2." in page
+    assert "layer 1, subject at 0, 1" in page
+    assert "8 of 8" in page
+    alone = (await client.http.get("/sweeps/00001?pair=1")).text
+    assert '<a href="00001">Mean of 2 pairs</a>' in alone
+    assert '<strong aria-current="true">Pair 1: &lt;DIGIT&gt;</strong>' in alone
+    assert "4 of 4" in alone
+    assert ">7a<" in alone
+    assert ": -1<" in alone
+    assert ": -1.5<" in page
+    for odd in ("2", "99999"):
+        assert (await client.http.get(f"/sweeps/00001?pair={odd}")).status_code == 404
+    assert (await client.http.get("/sweeps/00001?pair=x")).text.count("Mean of 2 pairs</strong>")
+    row = (await client.http.get("/sweeps.json")).json()["sweeps"][0]
+    assert (row["pairs"], row["most"]) == (2, ["resid_pre: layer 1, subject"])
+
+
+async def test_a_pair_fills_while_it_is_looked_at(client: Client, directory: RunDirectory) -> None:
+    """A cell of the mean is there when all pairs have it, that of a pair at once."""
+    with SweepLog(directory, PAIRED) as log:
+        log.append(PAIRED_CELLS[:1])
+        assert "stream?drawn&amp;pair=0" in (await client.http.get("/sweeps/00001?pair=0")).text
+        async with (
+            client.open("/sweeps/00001/stream?drawn") as mean,
+            client.open("/sweeps/00001/stream?drawn&pair=0") as first,
+            client.open("/sweeps/00001/stream?drawn&pair=1") as second,
+        ):
+            assert (await mean.next()).body["marks"] == {}
+            assert list((await first.next()).body["marks"]) == ["h0-0-0"]
+            assert (await second.next()).body["marks"] == {}
+            log.append(PAIRED_CELLS[1:2])
+            assert list((await mean.next()).body["marks"]) == ["h0-0-0"]
+            assert list((await second.next()).body["marks"]) == ["h0-0-0"]
+
+
+async def test_a_latent_is_named_and_where_it_fires(
+    client: Client, directory: RunDirectory
+) -> None:
+    """What is done to it, and its activation beside each token at which it has one."""
+    started = SweepStarted(
+        model="checkpoint-4",
+        tokens=("41", "62", "=>"),
+        hooks=("resid_post",),
+        layers=(2,),
+        positions=(0, 1, 2),
+        metric="logprob",
+        answer="SPACE",
+        source="latent",
+        latent=SweptLatent(layer=2, index=448, sae="sae/layer-2", activations=(0.0, 1.5, 0.0)),
+        unpatched=-1.0,
+        cells=3,
+    )
+    with SweepLog(directory, started) as log:
+        log.append(
+            SweepCell(hook="resid_post", layer=2, position=at, value=-1.0 - at) for at in range(3)
+        )
+        log.end(SweepEnded(status="finished"))
+    page = (await client.http.get("/sweeps/00001")).text
+    assert "logprob of SPACE, latent 2:448 ablated" in page
+    assert "Latent 448 of layer 2, ablated; it fires 1.5 at position 1." in page
+    assert "<sub>1.5</sub>" in page
+    assert "least at layer 2, position 2 &#39;=&gt;&#39;: -3" in page.replace("&#x27;", "&#39;")
+
+
+async def test_estimates_are_told_from_what_was_computed(
+    client: Client, directory: RunDirectory
+) -> None:
+    """On the page, in the list, and at each cell."""
+    started = msgspec.structs.replace(STARTED, method="attribution", estimated=12)
+    with SweepLog(directory, started) as log:
+        log.append(CELLS)
+        log.end(SweepEnded(status="finished"))
+    page = (await client.http.get("/sweeps/00001")).text
+    assert '<span class="badge quiet">estimated</span>' in page
+    assert "Estimated from one gradient, to first order" in page
+    assert page.count(", estimated</title>") == 12
+    assert ", estimated<" in (await client.http.get("/sweeps")).text
+    record(directory)
+    assert "estimated" not in (await client.http.get("/sweeps/00002")).text
+
+
 @pytest.mark.parametrize("name", ["00002", "1", "..%2f00001", "00001.jsonl", "00001%00"])
 @pytest.mark.parametrize("suffix", ["", ".json", "/stream"])
 async def test_a_sweep_that_is_not_there(
@@ -323,6 +461,22 @@ async def test_an_error_that_comes_later_stands_beside_its_field(
     assert re.search(r'id="trouble-foil"[^>]*>Expected `foil` to be', page)
     assert 'value="SPACE DIGIT"' in page
     assert (await client.http.get("/sweeps.json")).json()["starting"]["error"] == error
+
+
+async def test_what_a_button_ordered_can_be_ordered_again(client: Client, starter: Starter) -> None:
+    """An order with token ids fills the form with them, and the form takes it as it is."""
+    order = SweepOrder(prompt_ids="1,2", answer_ids="3", latent="2:448", hooks=(), layers="")
+    starter.made = Starting(order=order, running=False, error="Expected `latent` to be another")
+    page = (await client.http.get("/sweeps")).text
+    assert '<details class="ids" open>' in page
+    assert 'name="prompt_ids" value="1,2"' in page
+    assert re.search(r'id="trouble-latent"[^>]*>Expected `latent`', page)
+    fields: dict[str, Any] = {"prompt": "", "clean_prompt": "", "answer": "", "hooks": ""}
+    fields |= {"prompt_ids": "1,2", "answer_ids": "3", "latent": "2:448", "preview": "1"}
+    assert (await post(client, **fields)).status_code == 303
+    assert starter.orders[-1][1] == msgspec.structs.replace(order, preview=True)
+    starter.made = None
+    assert '<details class="ids">' in (await client.http.get("/sweeps")).text
 
 
 async def test_one_sweep_at_a_time(client: Client, starter: Starter) -> None:

@@ -167,12 +167,14 @@ def test_a_picture_stands_alone() -> None:
 
 
 def test_the_legend_says_where_its_ends_are() -> None:
-    """The clean prompt's value, or the furthest so far where there is none."""
+    """The clean prompt's value, or where there is none as far to both sides as any value so far."""
     assert "clean prompt 1" in legend(scale_of(grids()))
     started = msgspec.structs.replace(STARTED, unpatched=-4.0, restored=None)
     told = legend(scale_of(grids(cell(0, 0, -1.5), started=started)))
-    assert "furthest value -1.5" in told
-    assert "unpatched -4" in told
+    for text in ("-6.5", "unpatched -4", "-1.5", "highest value"):
+        assert f">{text}</text>" in told
+    falls = msgspec.structs.replace(started, unpatched=0.0, lower_is_better=True)
+    assert ">lowest value</text>" in legend(scale_of(grids(cell(0, 0, 2.0), started=falls)))
 
 
 numbers = st.one_of(st.none(), st.floats())

@@ -27,17 +27,30 @@ from aegir_adapters.web.dev.passing import EVENTS, Absence, Passing
 from aegir_adapters.web.dev.problems import (
     problem_of_code,
     problem_of_gateway,
+    problem_of_post,
     problem_of_template,
 )
 from aegir_adapters.web.dev.reloading import RELOAD_SCRIPT, ReloadingTemplates
 from aegir_adapters.web.drawing import CHARTS_TYPE, PAGE_TYPE, Content, draw
-from aegir_adapters.web.page import TEMPLATES, Page
+from aegir_adapters.web.form_body import read_body
+from aegir_adapters.web.page import TEMPLATES, Page, Templates
 from aegir_adapters.web.plots import Charts
-from aegir_adapters.web.security import LOOPBACK, NEVER_STORED, Gatekeeper
+from aegir_adapters.web.security import (
+    LOOPBACK,
+    NEVER_STORED,
+    Gatekeeper,
+    comes_from_own_page,
+)
 from aegir_adapters.web.static_files import STATIC, send_bokehjs, static_names, static_response
 from aegir_adapters.web.stopping import Stopping, server_is_stopping
 
 __all__ = ["create_ui"]
+
+_NOT_OURS = "Forms are taken from this server's own pages only"
+_PUBLIC = (
+    "This server can be reached by other machines and has no passwords, so it passes no forms on; "
+    "use the gateway's own pages"
+)
 
 _CONTENTS: dict[str, type[Content]] = {PAGE_TYPE: Page, CHARTS_TYPE: Charts}
 
@@ -52,7 +65,8 @@ def create_ui(
 
     Templates, styles and scripts are read whenever they are needed, and open pages load themselves
     again when one of them changes. Everything that is no page comes from the gateway as it is. No
-    run is read here.
+    run is read here. Forms of its own pages go to the gateway, unless others than this machine's
+    users can reach this server: the gateway takes all that comes from it for theirs.
 
     Args:
         gateway: address of the gateway.
@@ -62,7 +76,8 @@ def create_ui(
     Raises:
         OptionError: `gateway` is no address of a server.
     """
-    ui = _UI(gateway_url(gateway), templates=templates)
+    takes_forms = set(allowed_hosts) <= set(LOOPBACK)
+    ui = _UI(gateway_url(gateway), templates=templates, takes_forms=takes_forms)
     app = Starlette(
         routes=ui.routes(),
         middleware=[Middleware(Gatekeeper, allowed_hosts=allowed_hosts)],
@@ -79,15 +94,19 @@ class _UI:
     Args:
         address: address of the gateway.
         templates: directory of the templates.
+        takes_forms: whether forms are passed on.
     """
 
-    def __init__(self, address: str, *, templates: Path) -> None:
+    def __init__(self, address: str, *, templates: Path, takes_forms: bool) -> None:
         self.stopping = Stopping(server_is_stopping)
         self._gateway = Gateway(address)
         self._directory = templates
+        self._takes_forms = takes_forms
         directories = (templates, STATIC, RELOAD_SCRIPT.parent)
         self._changes = Changes(directories, stopping=self.stopping)
         self._templates = ReloadingTemplates(templates, self._changes)
+        # To load the answer to a form again is to send the form again.
+        self._still_templates = Templates(templates, afresh=True)
 
     def routes(self) -> list[BaseRoute]:
         """Return the routes."""
@@ -98,7 +117,8 @@ class _UI:
             # Pages name their files relative to themselves, so these lie at any depth.
             *(Route(f"{depth}/{bokehjs}", send_bokehjs) for depth in ("", "/{depth:path}")),
             *(Route(f"{depth}/static/{{name}}", _static) for depth in ("", "/{depth:path}")),
-            Route("/{path:path}", self._proxy),
+            Route("/{path:path}", self._proxy, methods=["GET"]),
+            Route("/{path:path}", self._post, methods=["POST"]),
         ]
 
     @asynccontextmanager
@@ -128,8 +148,25 @@ class _UI:
             problem = problem_of_gateway(error, self._gateway.address)
             return problem.response(request, version=self._changes.version())
 
-    async def _answer(self, request: Request) -> Response:
-        answer = await self._gateway.ask(request)
+    async def _post(self, request: Request) -> Response:
+        """Pass a form on, once, if it is one of our own pages."""
+        if not comes_from_own_page(request.headers):
+            return JSONResponse({"error": _NOT_OURS}, 403, headers=NEVER_STORED)
+        if not self._takes_forms:
+            return JSONResponse({"error": _PUBLIC}, 403, headers=NEVER_STORED)
+        body = await read_body(request)
+        if isinstance(body, Response):
+            return body
+        try:
+            return await self._answer(request, body=body)
+        except PathError as error:
+            return JSONResponse({"error": str(error)}, 400, headers=NEVER_STORED)
+        except GatewayError as error:
+            problem = problem_of_post(error, self._gateway.address)
+            return problem.response(request, version=self._changes.version())
+
+    async def _answer(self, request: Request, *, body: bytes | None = None) -> Response:
+        answer = await self._gateway.ask(request, body=body)
         media_type = media_type_of(answer)
         if request.method == "GET" and media_type == "text/html":
             await answer.aclose()
@@ -140,9 +177,12 @@ class _UI:
             )
         if media_type not in _CONTENTS:
             return Passing(answer, gateway=self._gateway, stopping=self.stopping)
-        return self._drawn(request, media_type, await self._gateway.read(answer))
+        content = await self._gateway.read(answer)
+        return self._drawn(request, media_type, content, status_code=answer.status_code)
 
-    def _drawn(self, request: Request, media_type: str, body: bytes) -> Response:
+    def _drawn(
+        self, request: Request, media_type: str, body: bytes, *, status_code: int
+    ) -> Response:
         try:
             content: Content = msgspec.json.decode(body, type=_CONTENTS[media_type])
         except msgspec.DecodeError as error:
@@ -151,7 +191,9 @@ class _UI:
                 hint="Restart the gateway with the version of this checkout",
             ) from error
         try:
-            return draw(request, content, templates=self._templates)
+            posted = request.method == "POST"
+            templates = self._still_templates if posted else self._templates
+            return draw(request, content, templates=templates, status_code=status_code)
         except jinja2.TemplateError as error:
             # Charts have no template.
             page = content if isinstance(content, Page) else Page("", {})

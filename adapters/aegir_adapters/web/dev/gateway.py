@@ -33,6 +33,8 @@ _PASSED_ON = ("accept-language", "if-modified-since", "if-none-match", "last-eve
 """What a gateway is told of a browser's request. No cookies: a browser sends the same ones to every
 port of a host, so they may be another server's."""
 
+_OF_A_BODY = "content-type"
+
 _OF_THE_CONNECTION = frozenset(
     {
         "connection",
@@ -98,8 +100,15 @@ class Gateway:
         self._base = httpx.URL(address)
         self._http = _client()
 
-    async def ask(self, request: Request) -> httpx.Response:
-        """Put a request to the gateway; the body of the answer is still to be read, or closed.
+    async def ask(self, request: Request, *, body: bytes | None = None) -> httpx.Response:
+        """Put a request to the gateway, once; the answer is still to be read, or closed.
+
+        The gateway is asked as by a program and not by a page: whether a page may ask that is for
+        the caller to say.
+
+        Args:
+            request: the browser's.
+            body: what was sent with it, if anything.
 
         Raises:
             GatewayError: it does not answer, or is no gateway.
@@ -111,11 +120,14 @@ class Gateway:
                 hint=f"Let {GATEWAY_URL_VARIABLE} name a gateway, which `aegir serve` starts",
             )
         # A head has no body to draw from, so it is that of the page as the gateway draws it.
-        undrawn = f"{PAGE_TYPE}, {CHARTS_TYPE}, " if request.method == "GET" else ""
+        undrawn = "" if request.method == "HEAD" else f"{PAGE_TYPE}, {CHARTS_TYPE}, "
         headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
         headers["accept"] = undrawn + request.headers.get("accept", "*/*")
         headers |= {"accept-encoding": "identity", "via": f"1.1 {_NAME}", "user-agent": _NAME}
-        asked = self._http.build_request(request.method, self._url(request), headers=headers)
+        if body is not None and _OF_A_BODY in request.headers:
+            headers[_OF_A_BODY] = request.headers[_OF_A_BODY]
+        url = self._url(request)
+        asked = self._http.build_request(request.method, url, headers=headers, content=body)
         try:
             return await self._http.send(asked, stream=True)
         except httpx.RequestError as error:

@@ -19,7 +19,13 @@ from aegir_adapters.web.page import Page, Templates
 from aegir_adapters.web.security import NEVER_STORED
 from aegir_stream.config import GATEWAY_URL_VARIABLE
 
-__all__ = ["Problem", "problem_of_code", "problem_of_gateway", "problem_of_template"]
+__all__ = [
+    "Problem",
+    "problem_of_code",
+    "problem_of_gateway",
+    "problem_of_post",
+    "problem_of_template",
+]
 
 _TEMPLATES = Templates(Path(__file__).parent / "templates")
 _OLDER = (
@@ -62,7 +68,9 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
             return JSONResponse({"error": error}, self.status_code, headers=NEVER_STORED)
         nonce = secrets.token_urlsafe(16)
         html = _TEMPLATES.html(Page.of("problem.html", problem=self))
-        html = reloading(html, nonce=nonce, version=version, away=self.away)
+        if request.method != "POST":
+            # To load the answer to a form again is to send the form again.
+            html = reloading(html, nonce=nonce, version=version, away=self.away)
         return html_response(html, nonce=nonce, status_code=self.status_code)
 
 
@@ -89,6 +97,18 @@ def problem_of_gateway(error: GatewayError, address: str) -> Problem:
         ),
         heals="This page loads again when the gateway answers.",
         away=True,
+    )
+
+
+def problem_of_post(error: GatewayError, address: str) -> Problem:
+    """Return what to do where nobody knows what became of a form."""
+    return Problem(
+        status_code=502,
+        title="The gateway did not answer",
+        place=address,
+        message=str(error),
+        remedies=("It may have done what was asked, or not. Look before you send it again.",),
+        heals="This page does not load again by itself.",
     )
 
 

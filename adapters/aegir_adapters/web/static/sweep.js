@@ -4,7 +4,7 @@
 const main = document.getElementById("sweep");
 const lost = document.getElementById("lost");
 
-function show({ marks, frames, said, cells, status, badge }) {
+function show({ marks, frames, said, legend, cells, status, badge }) {
   // Before its first line there was nothing to draw on.
   if (Object.keys(frames).some((id) => !document.getElementById(id))) location.reload();
   for (const [id, [kind, fill, title]] of Object.entries(marks)) {
@@ -20,11 +20,18 @@ function show({ marks, frames, said, cells, status, badge }) {
     document.getElementById(id)?.setAttribute("y", y);
   }
   for (const [id, text] of Object.entries(said)) setText(document.getElementById(id), text);
+  if (legend) showLegend(legend);
   const counter = document.getElementById("cells");
   if (counter) setText(counter, `${cells.toLocaleString("en")} of ${Number(counter.dataset.of).toLocaleString("en")}`);
   const word = document.getElementById("badge");
   word.className = `badge ${badge}`;
   setText(word, status);
+}
+
+function showLegend(svg) {
+  // Escaped by the server, and the page's policy runs no script that comes in this way.
+  const fresh = new DOMParser().parseFromString(svg, "text/html").querySelector("svg");
+  if (fresh) document.getElementById("legend").replaceChildren(fresh);
 }
 
 function setText(element, text) {

@@ -188,7 +188,8 @@ async def test_what_an_older_gateway_does_not_send_is_named(client: Any, templat
     page = await client.http.get("/", headers=HTML)
 
     assert "harvest" in page.text
-    assert "The gateway sends: has_data, has_sweeps, status, table, viewer_address." in page.text
+    names = "has_completions, has_data, has_sweeps, status, table, viewer_address"
+    assert f"The gateway sends: {names}." in page.text
     assert "restart it" in page.text
     assert "{% if name is defined %}" in page.text
 

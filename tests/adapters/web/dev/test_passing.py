@@ -312,13 +312,6 @@ async def test_other_pages_may_not_ask_through_us(
         assert (await client.http.get("/x", headers=headers)).status_code == status
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
-async def test_nothing_is_changed_through_us(fake: FakeGateway, through: Open, method: str) -> None:
-    """A gateway is read."""
-    async with through(fake.app) as client:
-        assert (await client.http.request(method, "/x")).status_code == 405
-
-
 async def test_a_circle_is_broken(fake: FakeGateway, through: Open) -> None:
     """A development server that is told to ask another one says so, and does not go round."""
     async with through(create_ui("http://127.0.0.1:9")) as client:

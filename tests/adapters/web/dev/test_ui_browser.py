@@ -14,6 +14,7 @@ from starlette.applications import Starlette
 
 from adapters.web.browsing import CHROMIUM, real_browser
 from adapters.web.dev.running import RunningUI
+from adapters.web.test_sweeps import Starter
 from aegir_adapters.web import create_app, serve
 from aegir_adapters.web.dev import create_ui
 from aegir_adapters.web.page import TEMPLATES
@@ -154,3 +155,25 @@ async def test_a_gateway_that_goes_and_comes_back(
     assert gateway.address in shown
     assert "AEGIR_GATEWAY_URL" in shown
     assert "just gateway" in shown
+
+
+async def test_a_form_is_sent_from_the_pages_of_another_checkout(
+    tmp_path: Path, connect: Connect, page: Page
+) -> None:
+    """A browser sends it under the page's own policy, and comes back to where the gateway says."""
+    (tmp_path / "checkpoint-4").mkdir()
+    starter = Starter()
+    with serve(create_app(tmp_path, sweep_starter=starter), port=0) as gateway:
+        async with connect(create_ui(gateway.address)) as client:
+            await page.goto(f"{client.http.base_url}/sweeps")
+            await page.fill("#prompt", "41 62 =>")
+            await page.click("text=Start the sweep")
+            await expect(page.locator("#trouble-answer")).to_be_visible()
+            await page.fill("#answer", "SPACE")
+            await page.press("#answer", "Enter")
+            await expect(page.locator("#making")).to_contain_text("is being made")
+            assert page.url == f"{client.http.base_url}/sweeps"
+            await page.click("text=Cancel it")
+            await expect(page.locator("#making")).to_contain_text("is being made")
+    assert [order.answer for _, order in starter.orders] == ["SPACE"]
+    assert starter.stopped == [tmp_path]
