@@ -17,13 +17,13 @@ from torch import Tensor
 from aegir_adapters.patching.cells import Job
 from aegir_adapters.patching.gradients import Place, gradients
 from aegir_adapters.patching.lanes import Lane
-from aegir_adapters.patching.metrics import MetricName
+from aegir_adapters.patching.metrics import UNSLOPED, MetricName, raw_metrics
 from aegir_adapters.patching.model import PatchableModel
 from aegir_adapters.patching.patches import Patch, Values, landing_site
 from aegir_adapters.patching.scoring import Raw, Scale
 from aegir_adapters.patching.setting import Setting
 
-__all__ = ["estimate", "rank_correlation"]
+__all__ = ["estimate", "ordering_metric", "rank_correlation"]
 
 
 def estimate(
@@ -88,6 +88,14 @@ def _effects(gradient: Tensor, patch: Patch, values: Values) -> list[list[float]
     change = (values.landing.float() - values.before.float()).flatten(1)
     found: list[list[float]] = torch.einsum("mpd,pd->pm", slope, change).tolist()
     return found
+
+
+def ordering_metric(scales: Sequence[Scale]) -> MetricName:
+    """Return the metric whose estimates order exact cells: the first that has a gradient."""
+    level: set[MetricName] = set(UNSLOPED)
+    if any(scale.clean is None for scale in scales):
+        level.add("kl")
+    return next((name for name in raw_metrics(scales[0].metrics) if name not in level), "logprob")
 
 
 def rank_correlation(estimates: Sequence[float], exact: Sequence[float]) -> float | None:

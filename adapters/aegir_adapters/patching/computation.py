@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from types import MappingProxyType
 
-import torch
-from torch import Tensor
-
-from aegir_adapters.patching.attribution import estimate, rank_correlation
+from aegir_adapters.patching.attribution import estimate, ordering_metric, rank_correlation
 from aegir_adapters.patching.cells import Cell, Grid, Job, lay_out
 from aegir_adapters.patching.chunks import Chunk, Rider, in_chunks
 from aegir_adapters.patching.counting import Counting
 from aegir_adapters.patching.gradients import GradientError
 from aegir_adapters.patching.lanes import Lane, lanes_of
-from aegir_adapters.patching.metrics import RAW, UNSLOPED, MetricName, raw_metrics
+from aegir_adapters.patching.measuring import Measuring
+from aegir_adapters.patching.metrics import RAW, MetricName, raw_metrics
 from aegir_adapters.patching.model import PatchableModel
-from aegir_adapters.patching.patches import Patch
 from aegir_adapters.patching.results import (
     CellBatch,
     CellResult,
@@ -27,7 +23,7 @@ from aegir_adapters.patching.results import (
     SweepBegin,
     SweepEnd,
 )
-from aegir_adapters.patching.scoring import Raw, Scale, scale_of, scored
+from aegir_adapters.patching.scoring import Raw, Scale, scale_of
 from aegir_adapters.patching.self_check import sites_for
 from aegir_adapters.patching.setting import settle
 from aegir_adapters.patching.spec import SweepSpec
@@ -92,6 +88,9 @@ class Computation:
             chunks=self.chunks,
             slopes=len(self._changes[0]) if self._changes else 0,
         )
+        self._measuring = Measuring(
+            model, self._setting, self._scales, self._lanes, chunk_bytes=self._shared.chunk_bytes
+        )
         self._floors: list[NoiseFloor] = []
         self._effects: list[tuple[float, float]] = []
         self._failed = 0
@@ -137,7 +136,7 @@ class Computation:
     def compute(self, number: int) -> CellBatch:
         """Compute a chunk and return its cells, the most promising first."""
         chunk = self.chunks[number]
-        found = self._run(chunk)
+        found = self._measuring.raw([*chunk.jobs, *chunk.riders])
         floors = [
             self._noise(number, rider, raw)
             for rider, raw in zip(chunk.riders, found[len(chunk.jobs) :], strict=True)
@@ -191,7 +190,7 @@ class Computation:
         exact = self._shared.method == "exact"
         if not self._jobs or (exact and self._shared.order == "position"):
             return []
-        metrics = (self._ordering(),) if exact else raw_metrics(self._shared.metrics)
+        metrics = (ordering_metric(self._scales),) if exact else raw_metrics(self._shared.metrics)
         try:
             changes = estimate(
                 self._model,
@@ -210,15 +209,6 @@ class Computation:
             job.promise = abs(change[metrics[0]]) if math.isfinite(change[metrics[0]]) else 0.0
         return changes
 
-    def _ordering(self) -> MetricName:
-        """Return the metric whose estimates order the exact cells: the first that can be."""
-        level = {
-            *UNSLOPED,
-            *(("kl",) if any(scale.clean is None for scale in self._scales) else ()),
-        }
-        raw = raw_metrics(self._shared.metrics)
-        return next((name for name in raw if name not in level), "logprob")
-
     def _chunked(self) -> list[Chunk]:
         if self._shared.method == "attribution":
             return []
@@ -229,43 +219,6 @@ class Computation:
             order=self._shared.order,
             chunk_bytes=self._shared.chunk_bytes,
         )
-
-    def _run(self, chunk: Chunk) -> list[Raw | None]:
-        """Return the raw metrics of a chunk's jobs, and then of its riders."""
-        units: list[Job | Rider] = [*chunk.jobs, *chunk.riders]
-        left = self._residuals(units)
-        found: list[Raw | None] = [None] * len(units)
-        for pair, lanes in enumerate(self._lanes):
-            own = [index for index, unit in enumerate(units) if unit.pair == pair]
-            if not own:
-                continue
-            rows = [torch.stack([left[index, lane] for index in own]) for lane in lanes]
-            values = scored(
-                self._model,
-                self._scales[pair],
-                lanes,
-                rows,
-                chunk_bytes=self._shared.chunk_bytes,
-            )
-            for index, value in zip(own, values, strict=True):
-                found[index] = value
-        return found
-
-    def _residuals(self, units: Sequence[Job | Rider]) -> dict[tuple[int, Lane], Tensor]:
-        """Return what leaves the last layer, by unit and lane. Shape (reads, d_model) each."""
-        # Lanes of two pairs can be of one length and be read from different rows on; a patch has no
-        # more rows than from its first on, so those that are read alike go together.
-        asked: dict[tuple[int, int], list[tuple[int, Lane, Patch]]] = defaultdict(list)
-        for index, unit in enumerate(units):
-            for lane, patch in zip(self._lanes[unit.pair], unit.patches, strict=True):
-                asked[lane.length, lane.reads].append((index, lane, patch))
-        left: dict[tuple[int, Lane], Tensor] = {}
-        for (length, reads), entries in asked.items():
-            engine = self._setting.stages[length].engine
-            rows = engine.run([patch for _, _, patch in entries], reads=reads)
-            for (index, lane, _), row in zip(entries, rows, strict=True):
-                left[index, lane] = row
-        return left
 
     def _noise(self, number: int, rider: Rider, raw: Raw | None) -> NoiseFloor:
         scale = self._scales[rider.pair]

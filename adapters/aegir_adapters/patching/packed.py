@@ -12,7 +12,7 @@ from aegir_adapters.patching.attention import AttentionCall, Tap
 from aegir_adapters.patching.decoder import Stop
 from aegir_adapters.patching.trace import Attended
 
-__all__ = ["KeysOnly", "Packed", "Place", "Switch", "Whole", "no_attention"]
+__all__ = ["Ending", "Packed", "Place", "Switch", "Whole", "given", "no_attention"]
 
 
 class Place(NamedTuple):
@@ -42,21 +42,9 @@ class Switch:
         return call.output() if self.tap is None else self.tap(call)
 
 
-class KeysOnly:
-    """A tap that keeps keys and values, and ends the layer's forward there.
-
-    Attributes:
-        key: shape (1, key heads, rows, d_head).
-        value: likewise.
-    """
-
-    key: Tensor
-    value: Tensor
-
-    def __call__(self, call: AttentionCall) -> Tensor:
-        """See `Tap`."""
-        self.key, self.value = call.key, call.value
-        raise Stop
+def given(output: Tensor) -> Tap:
+    """Return a tap for attention whose output is known. Shape (1, rows, heads, d_head)."""
+    return lambda _: output
 
 
 def no_attention(call: AttentionCall) -> Tensor:
@@ -113,9 +101,7 @@ class Packed:
         whole: makes keys and values of whole prompts.
         places: the groups that the rows belong to, in order, each with its number of patches.
         mask: what is added to attention weights. Shape (1 or lanes, 1 or heads, length, length).
-        keys: keys and values of all rows, where the queries are the last rows of each patch only;
-            `None` where queries, keys and values have the same rows.
-        reads: how many last rows these are.
+        last: how many of the last rows of each patch attend; `None` for all.
     """
 
     def __init__(
@@ -124,44 +110,60 @@ class Packed:
         places: Sequence[tuple[Place, int]],
         *,
         mask: Tensor,
-        keys: KeysOnly | None = None,
-        reads: int = 0,
+        last: int | None = None,
     ) -> None:
         self._whole = whole
         self._places = places
         self._mask = mask
-        self._keys = keys
-        self._reads = reads
+        self._last = last
 
     def __call__(self, call: AttentionCall) -> Tensor:
         """See `Tap`."""
-        source = self._keys or call
         length = self._mask.shape[-1]
-        below = [length - place.start for place, _ in self._places]
-        asking = below if self._keys is None else [self._reads] * len(below)
-        queries = self._groups(call.query, asking)
-        keys, values = self._groups(source.key, below), self._groups(source.value, below)
         outputs = []
-        groups = zip(self._places, asking, queries, keys, values, strict=True)
-        for (place, _), rows, query, key, value in groups:
+        groups = [self._groups(packed) for packed in (call.query, call.key, call.value)]
+        for (place, _), query, key, value in zip(self._places, *groups, strict=True):
+            asking = query if self._last is None else query[:, :, -self._last :]
             whole_key, whole_value = self._whole.of(place, key, value)
             lane = place.lane if len(self._mask) > 1 else 0
             part = call._replace(
-                query=query,
+                query=asking,
                 key=whole_key,
                 value=whole_value,
-                mask=self._mask[lane : lane + 1, :, -rows:],
+                mask=self._mask[lane : lane + 1, :, length - asking.shape[2] :],
             )
             outputs.append(part.output().flatten(0, 1))
         return (outputs[0] if len(outputs) == 1 else torch.cat(outputs))[None]
 
-    def _groups(self, packed: Tensor, rows: Sequence[int]) -> list[Tensor]:
+    def _groups(self, packed: Tensor) -> list[Tensor]:
         """Return the groups' parts of (1, heads, all rows, d). Shape (patches, heads, rows, d)."""
-        counts = [count for _, count in self._places]
-        sizes = [count * each for count, each in zip(counts, rows, strict=True)]
+        length = self._mask.shape[-1]
+        sizes = [count * (length - place.start) for place, count in self._places]
         # One split for all, and views only: with few rows, slicing would cost as much as attention.
         parts = torch.split(packed[0].transpose(0, 1), sizes)
         shape = (-1, packed.shape[1], packed.shape[3])
         return [
-            p.view(count, *shape).transpose(1, 2) for p, count in zip(parts, counts, strict=True)
+            part.view(count, *shape).transpose(1, 2)
+            for part, (_, count) in zip(parts, self._places, strict=True)
         ]
+
+
+class Ending:
+    """A tap that keeps what another makes, and ends the layer's forward there.
+
+    Args:
+        tap: the other.
+
+    Attributes:
+        output: what it made. Shape (1, rows, heads, d_head).
+    """
+
+    output: Tensor
+
+    def __init__(self, tap: Tap) -> None:
+        self._tap = tap
+
+    def __call__(self, call: AttentionCall) -> Tensor:
+        """See `Tap`."""
+        self.output = self._tap(call)
+        raise Stop

@@ -24,11 +24,12 @@ from torch import Tensor, nn
 from aegir_adapters.patching.decoder import Stop, first_tensor, with_first_tensor
 from aegir_adapters.patching.model import PatchableModel
 from aegir_adapters.patching.packed import (
-    KeysOnly,
+    Ending,
     Packed,
     Place,
     Switch,
     Whole,
+    given,
     no_attention,
 )
 from aegir_adapters.patching.patches import Patch
@@ -109,7 +110,7 @@ class Staircase:
         values = self._entry_values(walk, entering)
         unpatched: list[range] = []
         overwritten: list[int] = []
-        given: list[Tensor] = []
+        overwriting: list[Tensor] = []
         sizes: list[int] = []
         filled = 0
         for index in entering:
@@ -122,11 +123,12 @@ class Staircase:
             filled += length - first
             if kept:
                 some = [patch.rows.index(row) for row in kept]
-                given.append(values[index] if kept == list(patch.rows) else values[index][some])
+                whole = kept == list(patch.rows)
+                overwriting.append(values[index] if whole else values[index][some])
         residual = self._residual(boundary).flatten(0, 1)
         rows = residual.index_select(0, indices(unpatched, residual.device))
-        if given:
-            rows[overwritten] = torch.cat(given).to(rows.dtype)
+        if overwriting:
+            rows[overwritten] = torch.cat(overwriting).to(rows.dtype)
         walk.join(entering, rows, sizes)
 
     def _residual(self, boundary: int) -> Tensor:
@@ -156,19 +158,19 @@ class Staircase:
     def _through_layer(self, patches: list[Patch]) -> tuple[Tensor, ...]:
         """Run overwritten rows alone through their layer; what attention does there is given."""
         layer, landing = patches[0].layer, patches[0].landing
-        given = torch.cat([patch.values for patch in patches if patch.values is not None])
+        values = torch.cat([patch.values for patch in patches if patch.values is not None])
         lanes = [patch.lane for patch in patches for _ in patch.rows]
         rows = [row for patch in patches for row in patch.rows]
         before = self._trace.sites["resid_pre"][layer][lanes, rows]
         at = torch.tensor(rows, device=before.device)
         if landing == "z":
-            self._switch.tap = lambda _: given[None]
+            self._switch.tap = given(values[None])
             after = self._layer(layer, before, at)
         else:
             self._switch.tap = no_attention
             branch = self._model.parts[layer].attn_branch
             assert branch is not None  # noqa: S101 - hooks of layers without one are refused
-            with _replaced(branch, given):
+            with _replaced(branch, values):
                 after = self._layer(layer, before, at)
         return torch.split(after, [len(patch.rows) for patch in patches])
 
@@ -182,22 +184,35 @@ class Staircase:
         walk.live = left
 
     def _finish(self, walk: Walk, layer: int, reads: int) -> None:
-        """Run the last layer: all rows for keys and values, the last ones for the rest."""
+        """Run the last layer: all rows up to its attention, the last ones through the rest."""
         left: list[Group] = []
+        attended: list[Tensor] = []
         whole, mask = self._whole(walk, layer), self._masks[layer]
         for block in walk.blocks(self._block_rows):
             rows = packed(block)
-            keys = KeysOnly()
-            self._switch.tap = keys
+            tap = Ending(Packed(whole, _places(block), mask=mask, last=reads))
+            self._switch.tap = tap
             with suppress(Stop):
                 self._layer(layer, rows, self._positions(block))
-            self._switch.tap = Packed(whole, _places(block), mask=mask, keys=keys, reads=reads)
-            last = parted(rows, block, last=reads)
-            asking = packed(last)
-            left += parted(self._layer(layer, asking, self._positions(last)), last)
-            # These rows were counted when they gave their keys and values.
-            self.token_layers -= len(asking)
+            attended.append(tap.output)
+            left += parted(rows, block, last=reads)
         walk.live = left
+        if left:
+            self._leave(walk, layer, torch.cat(attended, 1))
+
+    def _leave(self, walk: Walk, layer: int, attended: Tensor) -> None:
+        """Run the last rows, of which attention is known, through the last layer once more.
+
+        They are few, so those of several blocks go together. Counted they are already.
+        """
+        left: list[Group] = []
+        entered = self.token_layers
+        for block in walk.blocks(self._block_rows):
+            size = sum(group.size for group in block)
+            here, attended = attended[:, :size], attended[:, size:]
+            self._switch.tap = given(here)
+            left += parted(self._layer(layer, packed(block), self._positions(block)), block)
+        walk.live, self.token_layers = left, entered
 
     def _whole(self, walk: Walk, layer: int) -> Whole:
         """Return what makes the keys and values of a layer whole."""

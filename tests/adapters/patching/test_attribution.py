@@ -297,6 +297,8 @@ def test_forced_answers_are_previewed_in_both_their_sequences(
 
     for number in range(2):
         assert estimated.values(number) == pytest.approx(exact.values(number), abs=2e-5)
+    # Not even where the answer is its own foil: nothing was computed that could be noise.
+    assert not any(cell.below_noise for cell in estimated.cells if cell.estimated)
 
 
 def test_a_group_of_positions_has_the_sum_of_its_estimates() -> None:
@@ -374,6 +376,26 @@ def test_a_preview_is_one_batch_and_computes_nothing(order: str) -> None:
     )
     # Both prompts, a forward with gradients, and a backward for each of two metrics.
     assert counts.token_layers_baselines == (2 + 1 + 2 * 2) * LAYERS * len(CORRUPT)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "ordered_by"),
+    [(("rank", "kl"), "logprob"), (("kl",), "logprob"), (("rank", "logit_diff"), "logit_diff")],
+)
+def test_exact_cells_are_ordered_by_a_metric_that_has_a_gradient(
+    metrics: tuple[MetricName, ...], ordered_by: MetricName
+) -> None:
+    """Neither by ranks, which step, nor by a distance from where it is least."""
+    model = model_of("llama")
+    chunk_bytes = 1 << 17
+
+    swept = Swept(model, spec_of(ZeroSource(), metrics=metrics, chunk_bytes=chunk_bytes))
+
+    other = Swept(model, spec_of(ZeroSource(), metrics=(ordered_by,), chunk_bytes=chunk_bytes))
+    assert [(c.layer, c.position) for c in swept.cells] == [
+        (c.layer, c.position) for c in other.cells
+    ]
+    assert len({c.position for c in swept.cells if not c.free}) > 1
 
 
 def test_one_place_has_one_estimate() -> None:
